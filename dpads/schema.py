@@ -1,0 +1,378 @@
+"""FeatureSchema: the public description of a log's columns.
+
+Everything in it is fixed before the data is seen: numbers of buckets, transforms and their
+constants, which columns share a table. Nothing in it may come from private rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dpads._validate import nearest
+from dpads.errors import SchemaError
+
+Task = Literal["ctr", "cvr", "count"]
+Pooling = Literal["sum", "mean"]
+Transform = Literal["signed_log1p", "identity"]
+
+DEFAULT_BUCKETS = 100_000
+MIN_BUCKETS = 2
+MAX_BUCKETS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A numeric column: `transform(clip(value))`, `missing` in place of nulls (before both).
+
+    Attributes:
+        column: the column's name.
+        transform: "signed_log1p", sign(x) * log(1 + |x|), or "identity".
+        clip: bounds applied before the transform, or None.
+        missing: the raw value that stands for null.
+    """
+
+    column: str
+    transform: Transform = "signed_log1p"
+    clip: tuple[float, float] | None = None
+    missing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.transform not in get_args(Transform):
+            raise SchemaError(
+                f'numeric column "{self.column}": unknown transform "{self.transform}".'
+                + nearest(self.transform, get_args(Transform))
+            )
+        if self.clip is not None:
+            object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
+            if not self.clip[0] < self.clip[1]:
+                raise SchemaError(
+                    f'numeric column "{self.column}": expected clip = [low, high] with low < high, '
+                    f"got {list(self.clip)}."
+                )
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A list-valued categorical column; ids may repeat.
+
+    Attributes:
+        column: the column's name.
+        pooling: "sum" or "mean" of the ids' rows; mean leaves padding out.
+        weights: a list column of the same lengths, one factor per id (pooling "sum" only).
+    """
+
+    column: str
+    pooling: Pooling = "sum"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(Pooling):
+            raise SchemaError(
+                f'bag "{self.column}": expected pooling "sum" or "mean", got "{self.pooling}".'
+            )
+        if self.weights is not None and self.pooling != "sum":
+            raise SchemaError(
+                f'bag "{self.column}": weights work with pooling = "sum" only. '
+                "Divide the weights by their sum upstream for a weighted mean."
+            )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One categorical place of an example and the table it looks up."""
+
+    name: str
+    table: str
+    is_bag: bool
+    pooling: Pooling = "sum"
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSchema:
+    """The columns of a log and what each becomes; see DESIGN of [schema] in the README's links.
+
+    Attributes:
+        task: "ctr" or "cvr" (binary labels), or "count".
+        label: the label's column.
+        numeric: numeric columns, by name or as `Numeric`.
+        categorical: scalar categorical columns.
+        bags: list-valued categorical columns, by name or as `Bag`.
+        tables: tables shared by several columns: {table: [columns]}; other columns have their own.
+        buckets: rows per table, one number or {table or column: rows}; row 0 stands for missing,
+            an id goes to row 1 + hash mod (buckets - 1).
+        weight: column of non-negative loss weights.
+        exposure: column of positive exposures, for counts.
+        user: column that identifies the user.
+        columns: the order of columns in delimited files that have no header.
+
+    Raises:
+        SchemaError: a column is used twice, a table names an unknown column, a bucket count is out
+            of range, or the task is unknown.
+
+    Examples:
+        >>> schema = FeatureSchema(task="ctr", label="click", categorical=["C1"], bags=["tags"],
+        ...                        tables={"word": ["C1", "tags"]}, buckets=1000)
+        >>> [(f.name, f.table) for f in schema.fields], schema.table_rows
+        ([('C1', 'word'), ('tags', 'word')], {'word': 1000})
+    """
+
+    task: Task
+    label: str
+    numeric: tuple[Numeric, ...] = ()
+    categorical: tuple[str, ...] = ()
+    bags: tuple[Bag, ...] = ()
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: int | Mapping[str, int] = DEFAULT_BUCKETS
+    weight: str | None = None
+    exposure: str | None = None
+    user: str | None = None
+    columns: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        label: str,
+        numeric: Iterable[str | Numeric | Mapping[str, Any]] = (),
+        categorical: Iterable[str] = (),
+        bags: Iterable[str | Bag | Mapping[str, Any]] = (),
+        tables: Mapping[str, Iterable[str]] | None = None,
+        buckets: int | Mapping[str, int] = DEFAULT_BUCKETS,
+        weight: str | None = None,
+        exposure: str | None = None,
+        user: str | None = None,
+        columns: Iterable[str] = (),
+    ) -> None:
+        values: dict[str, Any] = {
+            "task": task,
+            "label": label,
+            "numeric": tuple(_as_column(n, Numeric, "numeric") for n in numeric),
+            "categorical": tuple(categorical),
+            "bags": tuple(_as_column(b, Bag, "bags") for b in bags),
+            "tables": {name: tuple(members) for name, members in (tables or {}).items()},
+            "buckets": dict(buckets) if isinstance(buckets, Mapping) else buckets,
+            "weight": weight,
+            "exposure": exposure,
+            "user": user,
+            "columns": tuple(columns),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        if self.task not in get_args(Task):
+            raise SchemaError(
+                f'Expected task "ctr", "cvr" or "count", got "{self.task}".'
+                + nearest(str(self.task), get_args(Task))
+            )
+        used: dict[str, str] = {}
+        for role, names in self._roles():
+            for name in names:
+                if name in used:
+                    raise SchemaError(
+                        f'Column "{name}" is both {used[name]} and {role}. Give each column one role.'
+                    )
+                used[name] = role
+        names = [*self.categorical, *(b.column for b in self.bags)]
+        owner: dict[str, str] = {}
+        for table, members in self.tables.items():
+            for member in members:
+                if member not in names:
+                    raise SchemaError(
+                        f'Table "{table}" names column "{member}", which is neither categorical '
+                        "nor a bag." + nearest(member, names)
+                    )
+                if member in owner:
+                    raise SchemaError(
+                        f'Column "{member}" is in tables "{owner[member]}" and "{table}". '
+                        "A column looks up one table."
+                    )
+                owner[member] = table
+            if table in names and table not in members:
+                raise SchemaError(
+                    f'Table "{table}" has the name of a column that is not in it. Rename the table.'
+                )
+        rows = self.table_rows
+        for table, number in rows.items():
+            if not isinstance(number, int) or not MIN_BUCKETS <= number <= MAX_BUCKETS:
+                raise SchemaError(
+                    f'Table "{table}": expected an integer number of buckets from {MIN_BUCKETS} to '
+                    f"{MAX_BUCKETS}, got {number!r}."
+                )
+
+    def _roles(self) -> list[tuple[str, list[str]]]:
+        """Every column with its role."""
+        return [
+            ("the label", [self.label]),
+            ("numeric", [n.column for n in self.numeric]),
+            ("categorical", list(self.categorical)),
+            ("a bag", [b.column for b in self.bags]),
+            ("weights of a bag", [b.weights for b in self.bags if b.weights]),
+            ("the weight", [self.weight] if self.weight else []),
+            ("the exposure", [self.exposure] if self.exposure else []),
+            ("the user", [self.user] if self.user else []),
+        ]
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Every column that a log must have."""
+        return tuple(name for _, names in self._roles() for name in names)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Categorical fields, scalar ones first, each with its table."""
+        owner = {member: table for table, members in self.tables.items() for member in members}
+        scalars = [Field(name, owner.get(name, name), False) for name in self.categorical]
+        bags = [
+            Field(b.column, owner.get(b.column, b.column), True, b.pooling, b.weights)
+            for b in self.bags
+        ]
+        return (*scalars, *bags)
+
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """Rows of each table, in order of first use."""
+        rows: dict[str, int] = {}
+        for item in self.fields:
+            number = self._buckets_of(item)
+            if rows.setdefault(item.table, number) != number:
+                raise SchemaError(
+                    f'Columns that share table "{item.table}" have different buckets. '
+                    f'Give one number under the table\'s name: buckets = {{ {item.table} = ... }}.'
+                )
+        if isinstance(self.buckets, Mapping):
+            known = {*rows, *(f.name for f in self.fields)}
+            for name in self.buckets:
+                if name not in known:
+                    raise SchemaError(f'buckets names "{name}", which is no field.' + nearest(name, known))
+        return rows
+
+    def _buckets_of(self, item: Field) -> int:
+        """Configured number of rows of a field's table."""
+        if not isinstance(self.buckets, Mapping):
+            return self.buckets
+        for key in (item.table, item.name):
+            if key in self.buckets:
+                return self.buckets[key]
+        members = self.tables.get(item.table, ())
+        shared = [self.buckets[m] for m in members if m in self.buckets]
+        return shared[0] if shared else DEFAULT_BUCKETS
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schema as plain data; `from_dict` reads it back."""
+        return {
+            "task": self.task,
+            "label": self.label,
+            "numeric": [
+                {
+                    "column": n.column,
+                    "transform": n.transform,
+                    "clip": None if n.clip is None else list(n.clip),
+                    "missing": n.missing,
+                }
+                for n in self.numeric
+            ],
+            "categorical": list(self.categorical),
+            "bags": [
+                {"column": b.column, "pooling": b.pooling, "weights": b.weights} for b in self.bags
+            ],
+            "tables": {name: list(members) for name, members in self.tables.items()},
+            "buckets": dict(self.buckets) if isinstance(self.buckets, Mapping) else self.buckets,
+            "weight": self.weight,
+            "exposure": self.exposure,
+            "user": self.user,
+            "columns": list(self.columns),
+        }
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> FeatureSchema:
+        """Reads the [schema] table of a configuration, or what `to_dict` wrote.
+
+        Args:
+            table: keys as the attributes, and optionally `preset`, whose values the others override.
+
+        Raises:
+            SchemaError: an unknown key or preset (the nearest known one is named), or a value
+                that contradicts another.
+        """
+        values = {key: value for key, value in table.items() if key != "preset"}
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise SchemaError(f'Unknown key "{key}" in [schema].' + nearest(key, [*known, "preset"]))
+        if "preset" in table:
+            values = {**preset(str(table["preset"])), **values}
+        for key in ("task", "label"):
+            if key not in values:
+                raise SchemaError(f'[schema] needs "{key}".')
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> FeatureSchema:
+        """Reads the [schema] table of a TOML file.
+
+        Raises:
+            SchemaError: the file is missing, is no TOML, has no [schema] table, or the table is wrong.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SchemaError(f"{path}: no such file. Give a TOML file with a [schema] table.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SchemaError(f"{path}: not valid TOML: {error}.") from None
+        if not isinstance(document.get("schema"), dict):
+            raise SchemaError(f"{path}: expected a [schema] table; found none.")
+        return cls.from_dict(document["schema"])
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the canonical JSON of the schema."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The tab-separated original of the Criteo display-advertising logs: label, 13 integers, 26 categories.
+    "criteo-display": {
+        "task": "ctr",
+        "label": "label",
+        "numeric": tuple(f"I{i}" for i in range(1, 14)),
+        "categorical": tuple(f"C{i}" for i in range(1, 27)),
+        "columns": ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))),
+    }
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The [schema] table of a named preset.
+
+    Raises:
+        SchemaError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise SchemaError(f'Unknown preset "{name}".' + nearest(name, PRESETS))
+    return dict(PRESETS[name])
+
+
+def _as_column(value: Any, kind: type[Any], key: str) -> Any:
+    """A column description from its name, a mapping, or itself."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str):
+        return kind(value)
+    if isinstance(value, Mapping):
+        known = [f.name for f in fields(kind)]
+        for name in value:
+            if name not in known:
+                raise SchemaError(f'Unknown key "{name}" in {key} of [schema].' + nearest(name, known))
+        if "column" not in value:
+            raise SchemaError(f'Each table in {key} of [schema] needs "column".')
+        return kind(**value)
+    raise SchemaError(f"{key} of [schema]: expected a column name or a table, got {type(value).__name__}.")
