@@ -1,0 +1,135 @@
+"""Click, conversion and conversion-count models under differential privacy.
+
+Every public name is here; each loads on first use, so that `import dpads` stays light (torch, jax,
+opacus, numba and polars cost seconds and load when something needs them).
+
+Examples:
+    >>> import dpads
+    >>> schema = dpads.FeatureSchema(task="ctr", label="click", categorical=["C1"], buckets=1000)
+    >>> schema.table_rows
+    {'C1': 1000}
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpads import accounting, errors, models, synthetic
+    from dpads.accounting.ledger import Ledger
+    from dpads.accounting.statement import GuaranteeStatement
+    from dpads.batch import SparseBatch
+    from dpads.clipping import ClippedGradients, clipped_gradients
+    from dpads.errors import (
+        BudgetError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DpadsError,
+        InputError,
+        MissingDependencyError,
+        RunError,
+        SchemaError,
+        StoreError,
+        VerificationError,
+    )
+    from dpads.optimizers import Adam, Sgd
+    from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate, plan_table
+    from dpads.run import Run, train
+    from dpads.schema import Bag, FeatureSchema, Numeric
+    from dpads.store import ExampleStore, prepare
+    from dpads.training import Performance
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "Bag",
+    "BudgetError",
+    "CheckpointError",
+    "ClippedGradients",
+    "ConfigError",
+    "DataError",
+    "DpSgdConfig",
+    "DpadsError",
+    "ExampleStore",
+    "FeatureSchema",
+    "GuaranteeStatement",
+    "InputError",
+    "Ledger",
+    "MissingDependencyError",
+    "Numeric",
+    "Performance",
+    "Plan",
+    "PrivacySpec",
+    "Run",
+    "RunError",
+    "SchemaError",
+    "Sgd",
+    "SparseBatch",
+    "StoreError",
+    "VerificationError",
+    "__version__",
+    "accounting",
+    "calibrate",
+    "clipped_gradients",
+    "errors",
+    "models",
+    "plan_table",
+    "prepare",
+    "synthetic",
+    "train",
+]
+
+_SUBMODULES = frozenset({"accounting", "errors", "models", "synthetic"})
+
+_MODULE_OF = {
+    "Adam": "optimizers",
+    "Bag": "schema",
+    "BudgetError": "errors",
+    "CheckpointError": "errors",
+    "ClippedGradients": "clipping",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "DpSgdConfig": "plan",
+    "DpadsError": "errors",
+    "ExampleStore": "store",
+    "FeatureSchema": "schema",
+    "GuaranteeStatement": "accounting.statement",
+    "InputError": "errors",
+    "Ledger": "accounting.ledger",
+    "MissingDependencyError": "errors",
+    "Numeric": "schema",
+    "Performance": "training",
+    "Plan": "plan",
+    "PrivacySpec": "plan",
+    "Run": "run",
+    "RunError": "errors",
+    "SchemaError": "errors",
+    "Sgd": "optimizers",
+    "SparseBatch": "batch",
+    "StoreError": "errors",
+    "VerificationError": "errors",
+    "calibrate": "plan",
+    "clipped_gradients": "clipping",
+    "plan_table": "plan",
+    "prepare": "store",
+    "train": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name on first use (PEP 562)."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"dpads.{name}")
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"dpads.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'dpads' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)
