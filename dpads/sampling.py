@@ -1,0 +1,66 @@
+"""Samplers own their event: what is drawn is what is accounted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.errors import ConfigError
+from dpads.kernels.poisson import poisson_units
+
+if TYPE_CHECKING:
+    import dp_accounting
+
+
+@dataclass(frozen=True)
+class PoissonSampler:
+    """Every unit joins every batch independently with probability `sampling_prob`.
+
+    Attributes:
+        sampling_prob: in (0, 1].
+        iterations: batches that may be drawn.
+        key: uint32[8], secret.
+
+    Raises:
+        ConfigError: sampling_prob is not in (0, 1].
+
+    Guarantees:
+        - A unit's coins depend on (key, iteration, the unit's global number) alone up to its block of
+          2^16 units, never on threads or physical batches.
+        - Batches are never truncated, and may be empty.
+    """
+
+    sampling_prob: float
+    iterations: int
+    key: NDArray[np.uint32]
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sampling_prob <= 1.0:
+            raise ConfigError(
+                f"Expected sampling_prob in (0, 1], got {self.sampling_prob}. It is the chance that one "
+                "unit joins a batch: expected_batch_size / number of units."
+            )
+
+    def units(self, iteration: int, num_units: int) -> NDArray[np.int64]:
+        """The units of one batch, rising, possibly none: int64[k].
+
+        Raises:
+            ConfigError: the iteration is not one of those accounted for.
+        """
+        if not 0 <= iteration < self.iterations:
+            raise ConfigError(f"Expected an iteration in [0, {self.iterations}), got {iteration}.")
+        chosen: NDArray[np.int64] = poisson_units(self.key, iteration, self.sampling_prob, num_units)
+        return chosen
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        """The event of all iterations with the Gaussian mechanism."""
+        from dpads.accounting.events import poisson_gaussian_event
+
+        return poisson_gaussian_event(
+            sampling_prob=self.sampling_prob,
+            noise_multiplier=noise_multiplier,
+            iterations=self.iterations,
+        )

@@ -1,0 +1,193 @@
+"""Table mechanisms: they own array, history and update of a group of tables. Nothing else reads a table.
+
+Under lazy noise a touched row is secret until it is brought up to date: its pending update carries no noise yet.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads._validate import nearest
+from dpads.clipping import RowSums
+from dpads.errors import ConfigError, RunError
+from dpads.kernels import lazy
+from dpads.noise import RunKeys
+from dpads.optimizers import Sgd
+from dpads.schedules import learning_rates
+
+TableNoise = Literal["lazy", "dense"]
+FLUSH_ROWS = 1 << 20
+
+
+class TableUpdate:
+    """The update theta <- d_t theta - eta_t (g + z) / B of all tables, fixed before training.
+
+    Args:
+        optimizer: schedule and decoupled weight decay.
+        iterations: T.
+        noise_stddev: noise_multiplier * l2_clip_norm, of the sum.
+        divisor: B, the expected batch size.
+    """
+
+    def __init__(
+        self, optimizer: Sgd, *, iterations: int, noise_stddev: float, divisor: float
+    ) -> None:
+        self.rates = learning_rates(optimizer.schedule, optimizer.learning_rate, iterations)
+        self.decays = 1.0 - self.rates * optimizer.weight_decay
+        self.divisor = divisor
+        self.noise_scale = noise_stddev / divisor
+        self.missed = lazy.tabulate(self.rates**2, self.decays)
+
+    @property
+    def leaves_rows_alone(self) -> bool:
+        """Whether a row that no gradient touches keeps its value: neither noise nor decay."""
+        return self.noise_scale == 0.0 and bool(np.all(self.decays == 1.0))
+
+
+class TableMechanism(ABC):
+    """Owns the tables of one group while they are trained.
+
+    Args:
+        name: the group, part of the noise address.
+        array: float32[rows, dim], changed in place.
+        update: of the run.
+        keys: of the run.
+
+    Guarantees:
+        - Every coordinate of every row receives N(0, (eta_t noise_stddev / B)^2) in every iteration t,
+          rows that nobody touched and batches that nobody joined included.
+        - No address serves two variances or two gradients.
+    """
+
+    def __init__(
+        self, name: str, array: NDArray[np.float32], update: TableUpdate, keys: RunKeys
+    ) -> None:
+        self.name = name
+        self.iteration = 0
+        self._array = array
+        self._update = update
+        self._key = keys.key("table_noise", name)
+
+    @abstractmethod
+    def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
+        """Makes distinct rows carry all noise and decay of the iterations before the present one."""
+
+    @abstractmethod
+    def step(self, clipped: RowSums) -> None:
+        """Applies one iteration's clipped sum and moves to the next iteration.
+
+        Raises:
+            RunError: all iterations of the schedule have been taken.
+        """
+
+    @property
+    @abstractmethod
+    def history(self) -> NDArray[np.int32]:
+        """int32[rows], the first iteration whose noise each row lacks; secret."""
+
+    @abstractmethod
+    def restore(self, history: NDArray[np.int32], iteration: int) -> None:
+        """Sets the state that a checkpoint kept; the array is restored by its owner."""
+
+    def flush(self) -> None:
+        """Brings every row up to date."""
+        for start in range(0, len(self._array), FLUSH_ROWS):
+            self.bring_up_to_date(np.arange(start, min(start + FLUSH_ROWS, len(self._array))))
+
+    def _rate(self) -> float:
+        """The present learning rate."""
+        if self.iteration >= len(self._update.rates):
+            raise RunError(
+                f"All {len(self._update.rates)} iterations of the schedule have been taken. "
+                "Train anew with more; further iterations would not be accounted for."
+            )
+        return float(self._update.rates[self.iteration])
+
+
+class LazyTables(TableMechanism):
+    """The law of dense noise at a cost proportional to the rows touched."""
+
+    def __init__(
+        self, name: str, array: NDArray[np.float32], update: TableUpdate, keys: RunKeys
+    ) -> None:
+        super().__init__(name, array, update, keys)
+        self._history = np.zeros(len(array), np.int32)
+
+    @property
+    def history(self) -> NDArray[np.int32]:
+        """The first iteration whose noise each row lacks."""
+        return self._history
+
+    def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
+        """One draw per row for everything that it missed, at the address (row, present iteration)."""
+        if self._update.leaves_rows_alone:
+            return
+        lazy.catch_up(
+            self._array,
+            self._history,
+            rows,
+            self.iteration,
+            self._key,
+            self._update.noise_scale,
+            self._update.missed,
+        )
+
+    def step(self, clipped: RowSums) -> None:
+        """Adds the gradient; its noise and this iteration's decay follow when the row is next read."""
+        rate = self._rate()
+        self.bring_up_to_date(clipped.rows)
+        # The decay d_t reaches the stored value later, and must not shrink the gradient of iteration t.
+        decay = float(self._update.decays[self.iteration])
+        factor = -rate / (self._update.divisor * decay)
+        lazy.add_rows(self._array, clipped.rows, clipped.values, factor)
+        self.iteration += 1
+
+    def restore(self, history: NDArray[np.int32], iteration: int) -> None:
+        """Sets history and iteration."""
+        self._history[...] = history
+        self.iteration = iteration
+
+
+class DenseTables(TableMechanism):
+    """Noise to every row in every iteration: slow, obvious, the law that lazy noise must have."""
+
+    @property
+    def history(self) -> NDArray[np.int32]:
+        """Every row is up to date."""
+        return np.full(len(self._array), self.iteration, np.int32)
+
+    def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
+        """Nothing is ever missing."""
+
+    def step(self, clipped: RowSums) -> None:
+        """Decay and noise on every row, at the addresses (row, iteration + 1), then the gradient."""
+        rate = self._rate()
+        decay = float(self._update.decays[self.iteration])
+        stddev = rate * self._update.noise_scale
+        if stddev > 0.0 or decay != 1.0:
+            lazy.dense_noise(self._array, self.iteration + 1, self._key, decay, stddev)
+        lazy.add_rows(self._array, clipped.rows, clipped.values, -rate / self._update.divisor)
+        self.iteration += 1
+
+    def restore(self, history: NDArray[np.int32], iteration: int) -> None:
+        """Sets the iteration; the history follows from it."""
+        self.iteration = iteration
+
+
+MECHANISMS: dict[str, type[TableMechanism]] = {"lazy": LazyTables, "dense": DenseTables}
+
+
+def check_table_noise(name: str) -> TableNoise:
+    """The name of a table mechanism.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    for known in get_args(TableNoise):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f'Unknown table_noise "{name}".' + nearest(str(name), get_args(TableNoise)))

@@ -1,0 +1,261 @@
+"""Per-unit squared norms with duplicates merged, clip factors, and the merged clipped sum.
+
+A unit is a contiguous segment of examples, `unit_offsets[u]:unit_offsets[u + 1]`. Its gradient with respect to a
+table row is the sum over all places of the unit that read the row: merge first, then square.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from dpads.kernels.lookup import Places
+from dpads.kernels.merge import Runs
+
+# The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
+FACTOR_MARGIN = 1.0 - 2.0**-22
+# Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at least
+# 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
+CANCELLATION_FLOOR = 2.0**-13
+
+
+@njit(inline="always")
+def _place_dot(
+    grads: NDArray[np.float32], places: Places, i: int, k: int, other: int, m: int, dim: int
+) -> float:
+    """Inner product of the gradients of place k (example i) and place m (example `other`), in float64."""
+    total = 0.0
+    for j in range(dim):
+        total += np.float64(grads[i, places.columns[k] + j]) * np.float64(grads[other, places.columns[m] + j])
+    return total * np.float64(places.coefs[k]) * np.float64(places.coefs[m])
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def square_norms_distinct(
+    grads: NDArray[np.float32], places: Places, dim: int, squares: NDArray[np.float64]
+) -> None:
+    """Adds each example's squared table gradient where no example can read a row twice.
+
+    Args:
+        grads: float32[B, width], gradients of the losses with respect to the features.
+        places: of the B examples, no row twice within an example.
+        dim: width of the table rows.
+        squares: float64[B], added to.
+    """
+    for i in prange(len(places.offsets) - 1):
+        total = 0.0
+        for k in range(places.offsets[i], places.offsets[i + 1]):
+            total += _place_dot(grads, places, i, k, i, k, dim)
+        squares[i] += total
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def square_norms_merged(
+    grads: NDArray[np.float32],
+    places: Places,
+    dim: int,
+    unit_offsets: NDArray[np.int64],
+    squares: NDArray[np.float64],
+    parts: NDArray[np.float64],
+) -> None:
+    """Adds each unit's squared table gradient, equal rows merged before squaring.
+
+    Args:
+        grads: float32[B, width], gradients of the losses with respect to the features.
+        places: of the B examples.
+        dim: width of the table rows.
+        unit_offsets: int64[U + 1].
+        squares: float64[U], added to.
+        parts: float64[U], the sum of the norms of the unmerged parts is added to it.
+    """
+    for u in prange(len(unit_offsets) - 1):
+        first = unit_offsets[u]
+        last = unit_offsets[u + 1]
+        start = places.offsets[first]
+        count = places.offsets[last] - start
+        if count == 0:
+            continue
+        example = np.empty(count, np.int64)
+        for i in range(first, last):
+            for k in range(places.offsets[i], places.offsets[i + 1]):
+                example[k - start] = i
+        order = np.argsort(places.rows[start : start + count], kind="mergesort")
+        merged = np.empty(dim, np.float64)
+        rounding = np.empty(dim, np.float64)
+        total = 0.0
+        spread = 0.0
+        n = 0
+        while n < count:
+            row = places.rows[start + order[n]]
+            merged[:] = 0.0
+            rounding[:] = 0.0
+            while n < count and places.rows[start + order[n]] == row:
+                k = start + order[n]
+                i = example[order[n]]
+                square = 0.0
+                for j in range(dim):
+                    value = np.float64(grads[i, places.columns[k] + j]) * np.float64(places.coefs[k])
+                    merged[j] += value
+                    rounding[j] += abs(value)
+                    square += value * value
+                spread += np.sqrt(square)
+                n += 1
+            for j in range(dim):
+                # float64 summation errs by at most count * 2^-53 of the absolute sum: an upper bound
+                bound = abs(merged[j]) + rounding[j] * count * 2.0**-52
+                total += bound * bound
+        squares[u] += total
+        parts[u] += spread
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def linear_square_norms(
+    inputs: NDArray[np.float32],
+    outputs: NDArray[np.float32],
+    bias: float,
+    unit_offsets: NDArray[np.int64],
+    squares: NDArray[np.float64],
+    parts: NDArray[np.float64],
+) -> None:
+    """Adds each unit's squared gradient of one linear layer, by the ghost norm.
+
+    The layer's gradient is sum_j outputs_j inputs_j^T (and sum_j outputs_j for a bias), whose squared norm is
+    sum_jk (inputs_j . inputs_k + bias) (outputs_j . outputs_k): no per-example weight gradient is formed.
+
+    Args:
+        inputs: float32[B, in], activations.
+        outputs: float32[B, out], gradients of the losses with respect to the layer's outputs.
+        bias: 1.0 where the layer has a bias, else 0.0.
+        unit_offsets: int64[U + 1].
+        squares: float64[U], added to; an upper bound of the exact value.
+        parts: float64[U], the sum of the norms of single examples is added where a unit has several.
+
+    References:
+        Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679.
+    """
+    width_in = inputs.shape[1]
+    width_out = outputs.shape[1]
+    for u in prange(len(unit_offsets) - 1):
+        first = unit_offsets[u]
+        last = unit_offsets[u + 1]
+        total = 0.0
+        spread = 0.0
+        for j in range(first, last):
+            for k in range(j, last):
+                dot_in = bias
+                for n in range(width_in):
+                    dot_in += np.float64(inputs[j, n]) * np.float64(inputs[k, n])
+                dot_out = 0.0
+                for n in range(width_out):
+                    dot_out += np.float64(outputs[j, n]) * np.float64(outputs[k, n])
+                if k == j:
+                    total += dot_in * dot_out
+                    spread += np.sqrt(dot_in * dot_out)
+                else:
+                    total += 2.0 * dot_in * dot_out
+        # each dot product errs by at most its length * 2^-53 of the product of norms
+        error = spread * spread * (width_in + width_out + 2 * (last - first) + 4) * 2.0**-52
+        squares[u] += max(total, 0.0) + error
+        if last - first > 1:
+            parts[u] += spread
+
+
+@njit(cache=True, nogil=True)
+def clip_factors(
+    squares: NDArray[np.float64],
+    parts: NDArray[np.float64],
+    l2_clip_norm: float,
+    norms: NDArray[np.float64],
+    factors: NDArray[np.float32],
+) -> int:
+    """Factors min(1, C / norm), a margin for rounding taken off; 0 for units that are not finite.
+
+    Args:
+        squares: float64[U], squared norms.
+        parts: float64[U], sums of the norms of parts that may cancel, 0 where none can.
+        l2_clip_norm: C, positive; infinity leaves every gradient as it is.
+        norms: float64[U], written: the norms, infinity where not finite.
+        factors: float32[U], written.
+
+    Returns:
+        The number of units that are not finite.
+    """
+    bad = 0
+    for u in range(len(squares)):
+        if not np.isfinite(squares[u]):
+            norms[u] = np.inf
+            factors[u] = 0.0
+            bad += 1
+            continue
+        norms[u] = np.sqrt(squares[u])
+        if l2_clip_norm == np.inf:
+            factors[u] = 1.0
+            continue
+        certified = max(norms[u], CANCELLATION_FLOOR * parts[u])
+        ratio = 1.0 if certified <= l2_clip_norm else l2_clip_norm / certified
+        factors[u] = np.float32(ratio * FACTOR_MARGIN)
+    return bad
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def spread_to_examples(
+    factors: NDArray[np.float32], unit_offsets: NDArray[np.int64], out: NDArray[np.float32]
+) -> None:
+    """Copies each unit's factor to its examples: out float32[B]."""
+    for u in prange(len(unit_offsets) - 1):
+        for i in range(unit_offsets[u], unit_offsets[u + 1]):
+            out[i] = factors[u]
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def scale_rows(matrix: NDArray[np.float32], factors: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """out[i] = factors[i] * matrix[i], and exactly zero where the factor is zero (inf * 0 never happens)."""
+    for i in prange(matrix.shape[0]):
+        if factors[i] == 0.0:
+            for j in range(matrix.shape[1]):
+                out[i, j] = 0.0
+        else:
+            for j in range(matrix.shape[1]):
+                out[i, j] = factors[i] * matrix[i, j]
+
+
+@njit(cache=True, nogil=True)
+def place_examples(offsets: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+    """The example of every place: out int64[nnz]."""
+    for i in range(len(offsets) - 1):
+        for k in range(offsets[i], offsets[i + 1]):
+            out[k] = i
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def merged_sum(
+    grads: NDArray[np.float32],
+    places: Places,
+    examples: NDArray[np.int64],
+    factors: NDArray[np.float32],
+    runs: Runs,
+    out: NDArray[np.float64],
+) -> None:
+    """Sum of clipped gradients per touched row, in float64 and in a fixed order.
+
+    Args:
+        grads: float32[B, width], gradients of the losses with respect to the features.
+        places: of the B examples.
+        examples: int64[nnz], the example of each place.
+        factors: float32[B], clip factors; a zero leaves the example out.
+        runs: the places sorted by row.
+        out: float64[len(runs.rows), dim], written.
+    """
+    dim = out.shape[1]
+    for r in prange(len(runs.rows)):
+        for j in range(dim):
+            out[r, j] = 0.0
+        for n in range(runs.starts[r], runs.starts[r + 1]):
+            k = runs.order[n]
+            i = examples[k]
+            if factors[i] == 0.0:
+                continue
+            scale = np.float64(factors[i]) * np.float64(places.coefs[k])
+            for j in range(dim):
+                out[r, j] += scale * np.float64(grads[i, places.columns[k] + j])

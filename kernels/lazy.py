@@ -1,0 +1,222 @@
+"""Lazy Gaussian noise: the law of noise on every row in every iteration, at the cost of the touched rows.
+
+Row r was last noised before iteration a = history[r]. Before it is read at iteration b it is multiplied by
+prod_{t=a}^{b-1} d_t and receives the one Gaussian that sums what it missed, of variance
+scale^2 * sum_{t=a}^{b-1} eta_t^2 * prod_{u=t+1}^{b-1} d_u^2. The draw has the address (key, b, r).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from dpads.kernels.chacha import LANES, WORDS, set_key
+from dpads.kernels.gaussian import GROUPS_PER_TASK, blocks_of, group_normals, pairs_of
+
+BLOCK_BITS = 6
+BLOCK = 1 << BLOCK_BITS
+
+
+class MissedNoise(NamedTuple):
+    """Tables from which the variance of any interval [a, b) comes without subtracting sums.
+
+    Attributes:
+        squares: float64[T], eta_t^2.
+        factors: float64[T], d_t^2.
+        log_decay: float64[T + 1], sum of log d_t over t < index.
+        suffix: float64[T + 1], variance of [t, end of t's block).
+        prefix: float64[T + 1], variance of [start of t's block, t).
+        left: float64[levels, blocks], variance from a block to the middle of its span of 2^(level + 1) blocks.
+        right: float64[levels, blocks], variance from that middle through a block.
+    """
+
+    squares: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    log_decay: NDArray[np.float64]
+    suffix: NDArray[np.float64]
+    prefix: NDArray[np.float64]
+    left: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True)
+def tabulate(squares: NDArray[np.float64], decays: NDArray[np.float64]) -> MissedNoise:
+    """Builds the tables for learning rates whose squares are given and decay factors d_t in (0, 1].
+
+    Time and memory are O(T + (T / 64) log(T / 64)): blocks of 64 iterations, and over the blocks a disjoint
+    sparse table, so that every query is a few additions of positive numbers.
+    """
+    steps = len(squares)
+    factors = decays * decays
+    log_decay = np.zeros(steps + 1)
+    total = 0.0
+    lost = 0.0  # Kahan summation: intervals at the end of a long run keep their digits
+    for t in range(steps):
+        term = np.log(decays[t]) - lost
+        new = total + term
+        lost = (new - total) - term
+        total = new
+        log_decay[t + 1] = total
+    prefix = np.zeros(steps + 1)
+    for t in range(steps):
+        before = 0.0 if t % BLOCK == 0 else prefix[t]
+        if (t + 1) % BLOCK != 0:
+            prefix[t + 1] = before * factors[t] + squares[t]
+    suffix = np.zeros(steps + 1)
+    weight = 1.0
+    for t in range(steps - 1, -1, -1):
+        last = (t + 1) % BLOCK == 0 or t == steps - 1
+        weight = 1.0 if last else weight * factors[t + 1]
+        suffix[t] = (0.0 if last else suffix[t + 1]) + squares[t] * weight
+    blocks = (steps + BLOCK - 1) // BLOCK
+    levels = 1
+    while (1 << levels) < blocks:
+        levels += 1
+    left = np.zeros((levels, blocks))
+    right = np.zeros((levels, blocks))
+    for level in range(levels):
+        half = 1 << level
+        for middle in range(half, blocks, 2 * half):
+            value = 0.0
+            for b in range(middle - 1, middle - half - 1, -1):
+                end = min((b + 1) * BLOCK, steps)
+                value += suffix[b * BLOCK] * np.exp(2.0 * (log_decay[middle * BLOCK] - log_decay[end]))
+                left[level, b] = value
+            value = 0.0
+            for b in range(middle, min(middle + half, blocks)):
+                end = min((b + 1) * BLOCK, steps)
+                decay = np.exp(2.0 * (log_decay[end] - log_decay[b * BLOCK]))
+                value = value * decay + suffix[b * BLOCK]
+                right[level, b] = value
+    return MissedNoise(squares, factors, log_decay, suffix, prefix, left, right)
+
+
+@njit(cache=True, nogil=True)
+def missed_variance(table: MissedNoise, a: int, b: int) -> float:
+    """sum_{t=a}^{b-1} eta_t^2 prod_{u=t+1}^{b-1} d_u^2 for 0 <= a <= b <= T, relative error below 1e-9."""
+    if a >= b:
+        return 0.0
+    first = a >> BLOCK_BITS
+    if first == (b - 1) >> BLOCK_BITS:
+        value = 0.0
+        for t in range(a, b):
+            value = value * table.factors[t] + table.squares[t]
+        return value
+    position = (first + 1) << BLOCK_BITS
+    value = table.suffix[a]
+    x = first + 1
+    y = (b >> BLOCK_BITS) - 1
+    if x <= y:
+        end = (y + 1) << BLOCK_BITS
+        if x == y:
+            middle_value = table.suffix[x << BLOCK_BITS]
+        else:
+            level = 0
+            while ((x ^ y) >> (level + 1)) > 0:
+                level += 1
+            middle = ((y >> level) << level) << BLOCK_BITS
+            decay = np.exp(2.0 * (table.log_decay[end] - table.log_decay[middle]))
+            middle_value = table.left[level, x] * decay + table.right[level, y]
+        value = value * np.exp(2.0 * (table.log_decay[end] - table.log_decay[position])) + middle_value
+        position = end
+    if b > position:
+        decay = np.exp(2.0 * (table.log_decay[b] - table.log_decay[position]))
+        value = value * decay + table.prefix[b]
+    return value
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def catch_up(
+    array: NDArray[np.float32],
+    history: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    step: int,
+    key: NDArray[np.uint32],
+    scale: float,
+    table: MissedNoise,
+) -> None:
+    """Brings rows up to date with iteration `step`: decay and noise of everything they missed.
+
+    Args:
+        array: float32[n, dim], changed in place at `rows`.
+        history: int32[n], the first iteration whose noise each row lacks; set to `step` at `rows`.
+        rows: int64[k], distinct.
+        step: iterations [history, step) are made up for.
+        key: uint32[8], the table's noise key.
+        scale: noise_multiplier * l2_clip_norm / divisor.
+        table: of the schedule.
+
+    Guarantees:
+        - The result does not depend on the number of threads nor on the order of rows.
+        - A row already up to date is not changed and draws nothing.
+    """
+    dim = array.shape[1]
+    span = GROUPS_PER_TASK * LANES
+    for task in prange((len(rows) + span - 1) // span):
+        initial = np.empty(WORDS * LANES, np.uint32)
+        words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+        normals = np.empty(2 * pairs_of(dim) * LANES, np.float32)
+        set_key(initial, key)
+        for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
+            count = min(LANES, len(rows) - start)
+            pending = False
+            for lane in range(count):
+                pending = pending or history[rows[start + lane]] < step
+            if not pending:
+                continue
+            if scale > 0.0:
+                group_normals(initial, words, rows, start, count, step, dim, normals)
+            for lane in range(count):
+                row = rows[start + lane]
+                since = history[row]
+                if since >= step:
+                    continue
+                decay = np.exp(table.log_decay[step] - table.log_decay[since])
+                if scale > 0.0:
+                    stddev = scale * np.sqrt(missed_variance(table, since, step))
+                    for j in range(dim):
+                        value = decay * array[row, j] - stddev * normals[j * LANES + lane]
+                        array[row, j] = np.float32(value)
+                else:
+                    for j in range(dim):
+                        array[row, j] = np.float32(decay * array[row, j])
+                history[row] = step
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def add_rows(
+    array: NDArray[np.float32], rows: NDArray[np.int64], sums: NDArray[np.float64], factor: float
+) -> None:
+    """array[rows[i]] += factor * sums[i] for distinct rows; sums float64[k, dim]."""
+    for i in prange(len(rows)):
+        for j in range(array.shape[1]):
+            array[rows[i], j] = np.float32(np.float64(array[rows[i], j]) + factor * sums[i, j])
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def dense_noise(
+    array: NDArray[np.float32], step: int, key: NDArray[np.uint32], decay: float, stddev: float
+) -> None:
+    """array = decay * array - stddev * normals on every row, addresses (key, step, row)."""
+    dim = array.shape[1]
+    span = GROUPS_PER_TASK * LANES
+    for task in prange((len(array) + span - 1) // span):
+        initial = np.empty(WORDS * LANES, np.uint32)
+        words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+        normals = np.empty(2 * pairs_of(dim) * LANES, np.float32)
+        rows = np.arange(task * span, min((task + 1) * span, len(array)))
+        set_key(initial, key)
+        for start in range(0, len(rows), LANES):
+            count = min(LANES, len(rows) - start)
+            if stddev > 0.0:
+                group_normals(initial, words, rows, start, count, step, dim, normals)
+            else:
+                normals[:] = 0.0
+            for lane in range(count):
+                row = rows[start + lane]
+                for j in range(dim):
+                    value = decay * array[row, j] - stddev * normals[j * LANES + lane]
+                    array[row, j] = np.float32(value)

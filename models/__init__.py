@@ -1,0 +1,13 @@
+"""Models: a frozen description plus a tower over looked-up features.
+
+A description is plain data; `description.init(schema, seed=0)` makes a `Model` with its tables and tower.
+"""
+
+if __name__ != "dpads.models":
+    raise ImportError("import dpads.models, not models")
+
+from dpads.models.base import Description, Layout, Model, describe
+from dpads.models.logistic import Logistic
+from dpads.models.mlp import Mlp
+
+__all__ = ["Description", "Layout", "Logistic", "Mlp", "Model", "describe"]

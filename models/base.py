@@ -1,0 +1,281 @@
+"""What every model is: a description, tables, a tower, per-example losses, and what clipping needs of them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads._validate import nearest
+from dpads.batch import SparseBatch
+from dpads.errors import ConfigError, DataError, MissingDependencyError
+from dpads.kernels.keys import derive_key
+from dpads.models.layout import Layout, TableGroup, check_ids
+from dpads.schema import FeatureSchema
+
+REGISTRY: dict[str, type[Description]] = {}
+
+
+@dataclass(frozen=True)
+class LinearFactors:
+    """Per-example factors of one linear layer: its gradient is `output_grads[i] inputs[i]^T`.
+
+    Attributes:
+        weight: name of the weight, shaped [out, in].
+        bias: name of the bias, or None.
+        inputs: float32[B, in].
+        output_grads: float32[B, out].
+    """
+
+    weight: str
+    bias: str | None
+    inputs: NDArray[np.float32]
+    output_grads: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExampleGradients:
+    """All per-example gradients of a batch in factored form; secret.
+
+    Attributes:
+        features: float32[B, width], gradients of the losses with respect to the feature matrix.
+        linears: the tower's linear layers.
+    """
+
+    features: NDArray[np.float32]
+    linears: tuple[LinearFactors, ...]
+
+
+class Tower(ABC):
+    """A backend's dense part: parameters and per-example losses over the feature matrix."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """Views of the parameters by name; writing to them moves the tower."""
+
+    @abstractmethod
+    def logits(self, features: NDArray[Any]) -> NDArray[Any]:
+        """Logits, [B], in the precision of `features`."""
+
+    @abstractmethod
+    def losses(self, features: NDArray[Any], batch: SparseBatch) -> NDArray[Any]:
+        """Losses, [B], weights included, in the precision of `features`."""
+
+    @abstractmethod
+    def gradients(self, features: NDArray[np.float32], batch: SparseBatch) -> ExampleGradients:
+        """One forward and one backward pass."""
+
+
+class Description(ABC):
+    """The public description of a model: frozen plain data, no parameters.
+
+    Subclasses are frozen dataclasses that set `name`; defining one registers it.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        REGISTRY[cls.name] = cls
+
+    @abstractmethod
+    def layout(self, schema: FeatureSchema) -> Layout:
+        """Tables and feature columns."""
+
+    @abstractmethod
+    def table_stddev(self, group: TableGroup) -> float:
+        """Standard deviation of a group's initial rows; 0 starts at zero."""
+
+    @abstractmethod
+    def torch_tower(self, layout: Layout) -> Any:
+        """The tower as a torch module from float[B, width] to logits float[B]."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `describe` reads back."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+
+    def init(self, schema: FeatureSchema, *, seed: int = 0, backend: str = "torch") -> Model:
+        """Makes the model with its initial parameters.
+
+        Args:
+            schema: the columns.
+            seed: public; the same seed gives the same parameters on every machine.
+            backend: "torch".
+
+        Raises:
+            ConfigError: the backend is unknown.
+            MissingDependencyError: the backend's package is not installed.
+        """
+        if backend != "torch":
+            raise ConfigError(f'Unknown backend "{backend}".' + nearest(backend, ["torch"]))
+        try:
+            from dpads.models.torch_tower import TorchTower
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"backend = \"torch\" needs the package {error.name}. Install it: pip install torch"
+            ) from error
+        layout = self.layout(schema)
+        master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
+        tower = TorchTower(self.torch_tower(layout), schema.task, master)
+        return Model(self, schema, layout, tower, init_tables(self, layout, master))
+
+
+def init_tables(
+    description: Description, layout: Layout, master: bytes
+) -> dict[str, NDArray[np.float32]]:
+    """Initial arrays of every group, each row drawn at the address of its table."""
+    from dpads.kernels.gaussian import fill_normals
+
+    arrays = {}
+    for group in layout.groups:
+        array = np.zeros((group.num_rows, group.dim), np.float32)
+        stddev = np.float32(description.table_stddev(group))
+        if stddev > 0:
+            for name, base in group.bases.items():
+                part = array[base : base + group.rows[name]]
+                fill_normals(derive_key(master, "table", name), np.arange(len(part)), 0, part)
+            array *= stddev
+        arrays[group.name] = array
+    return arrays
+
+
+class Model:
+    """A model with parameters.
+
+    Attributes:
+        description: what it is.
+        schema: the columns it reads.
+        layout: tables and feature columns.
+        tower: the dense part.
+        arrays: {group: float32[rows, dim]}, the tables of each group in one array.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        schema: FeatureSchema,
+        layout: Layout,
+        tower: Tower,
+        arrays: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self.description = description
+        self.schema = schema
+        self.layout = layout
+        self.tower = tower
+        self.arrays = dict(arrays)
+
+    @property
+    def tables(self) -> dict[str, NDArray[np.float32]]:
+        """{table: float32[rows, dim]}, views: writing to them changes the model."""
+        return {
+            name: self.arrays[group.name][base : base + group.rows[name]]
+            for group in self.layout.groups
+            for name, base in group.bases.items()
+        }
+
+    @property
+    def dense(self) -> dict[str, NDArray[np.float32]]:
+        """{name: float32 array}, views of the tower's parameters."""
+        return self.tower.parameters
+
+    def check_batch(self, batch: SparseBatch) -> None:
+        """Checks that a batch which did not come from a store fits the model.
+
+        Raises:
+            DataError: a field is missing, an id is not a row of its table, or `dense` has another width.
+        """
+        for group in self.layout.groups:
+            check_ids(group, batch)
+        if batch.dense.shape[1] != self.layout.num_numeric:
+            raise DataError(
+                f"dense: expected {self.layout.num_numeric} numeric features, got {batch.dense.shape[1]}."
+            )
+
+    def features(self, batch: SparseBatch, dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
+        """The feature matrix, [B, width]: pooled rows of every field, then the numeric features."""
+        from dpads.kernels import lookup, reference
+
+        matrix = np.zeros((batch.num_examples, self.layout.width), dtype)
+        pool = lookup.pool if dtype is np.float32 else reference.pool
+        self.check_batch(batch)
+        for group in self.layout.groups:
+            pool(self.arrays[group.name], group.places(batch), matrix)
+        matrix[:, self.layout.embedded :] = batch.dense
+        return matrix
+
+    def losses(self, batch: SparseBatch) -> NDArray[np.float64]:
+        """Per-example losses, weights included, computed in float64.
+
+        Binary tasks: logistic loss. Counts: the negative Poisson log-likelihood m - y log m with
+        m = exposure * exp(logit), its term log y! left out.
+
+        Returns:
+            float64[B]. A unit's loss is the sum over its rows.
+        """
+        return self.tower.losses(self.features(batch, np.float64), batch)
+
+    def predict(self, batch: SparseBatch) -> NDArray[np.float32]:
+        """Predicted probabilities, or expected counts (exposure included), float32[B]."""
+        logits = self.tower.logits(self.features(batch)).astype(np.float64)
+        if self.schema.task == "count":
+            exposure = 1.0 if batch.exposure is None else batch.exposure.astype(np.float64)
+            largest = float(np.finfo(np.float32).max)
+            return np.minimum(exposure * np.exp(np.minimum(logits, 80.0)), largest).astype(np.float32)
+        return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of all parameters: "tables.<name>" and "dense.<name>"."""
+        return {
+            **{f"tables.{name}": array.copy() for name, array in self.tables.items()},
+            **{f"dense.{name}": array.copy() for name, array in self.dense.items()},
+        }
+
+    def load_state(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Overwrites all parameters with what `state` returned.
+
+        Raises:
+            ConfigError: a parameter is missing, unknown or of another shape.
+        """
+        own = {
+            **{f"tables.{name}": array for name, array in self.tables.items()},
+            **{f"dense.{name}": array for name, array in self.dense.items()},
+        }
+        if set(own) != set(state):
+            odd = sorted(set(own) ^ set(state))
+            raise ConfigError(f"The parameters are not those of this model; they differ in {', '.join(odd)}.")
+        for name, array in own.items():
+            if array.shape != state[name].shape:
+                raise ConfigError(
+                    f'Parameter "{name}": expected shape {list(array.shape)}, '
+                    f"got {list(state[name].shape)}."
+                )
+            array[...] = state[name]
+
+
+def describe(table: Mapping[str, Any]) -> Description:
+    """Reads the [model] table of a configuration, or what `Description.to_dict` wrote.
+
+    Raises:
+        ConfigError: the name or a key is unknown, or a value is out of range.
+
+    Examples:
+        >>> describe({"name": "mlp", "embedding_dim": 8, "hidden": [32]})
+        Mlp(embedding_dim=8, hidden=(32,))
+    """
+    values = dict(table)
+    name = str(values.pop("name", ""))
+    if name not in REGISTRY:
+        raise ConfigError(f'Unknown model "{name}".' + nearest(name, REGISTRY))
+    kind = REGISTRY[name]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'Unknown key "{key}" of model "{name}".' + nearest(key, known))
+    return kind(**{k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in values.items()})

@@ -1,0 +1,212 @@
+"""The clipped sum is what torch autograd gives one unit at a time in float64, and never more than C a unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dpads
+from brute_force import as_dense, batches, clipped, perturb, schema_of
+
+MODELS = [dpads.models.Logistic(), dpads.models.Mlp(embedding_dim=3, hidden=(5, 4))]
+TASKS = ["ctr", "count"]
+
+
+@pytest.mark.parametrize("description", MODELS, ids=lambda d: d.name)
+@pytest.mark.parametrize("task", TASKS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_equals_autograd_one_unit_at_a_time(description: Any, task: str, data: Any) -> None:
+    schema = schema_of(task, numeric=data.draw(st.sampled_from([0, 2])))
+    batch = data.draw(batches(schema))
+    clip = data.draw(st.sampled_from([0.1, 1.0, 30.0, float("inf")]))
+    model = perturb(description.init(schema, seed=0), data.draw(st.integers(0, 100)))
+    out = dpads.clipped_gradients(model, batch, l2_clip_norm=clip)
+    norms, total = clipped(model, batch, clip)
+    np.testing.assert_allclose(out.norms, norms, rtol=2e-5, atol=1e-6)
+    found = as_dense(model, out)
+    assert set(found) == set(total)
+    scale = max([1.0, *(float(np.abs(t).max(initial=0.0)) for t in total.values())])
+    for name, expected in total.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=2e-6 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("description", MODELS, ids=lambda d: d.name)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_unit_adds_at_most_the_clip_norm(description: Any, data: Any) -> None:
+    schema = schema_of()
+    batch = data.draw(batches(schema))
+    model = perturb(description.init(schema, seed=0), 1)
+    out = dpads.clipped_gradients(model, batch, l2_clip_norm=0.25)
+    norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
+    assert norm <= 0.25 * max(batch.num_units, 0) * (1 + 1e-9) + 1e-12
+
+
+def test_repeated_ids_in_a_bag_are_merged_before_squaring() -> None:
+    # Opacus 1.6.0 drops the repeat: for bag [1, 1, 2] autograd gives row 1 twice the gradient of row 2.
+    schema = dpads.FeatureSchema(task="ctr", label="y", bags=["s"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"s": ([1, 1, 2], [0, 3], None)}, labels=[0])
+    out = dpads.clipped_gradients(model, batch, l2_clip_norm=float("inf"))
+    rows, values = out.tables["s"]
+    assert rows.tolist() == [1, 2]
+    np.testing.assert_allclose(values[:, 0], [1.0, 0.5])
+    # LazyDP's ||b|| * sqrt(number of ids) would be 0.5 * sqrt(3 + 1): the true norm is larger.
+    np.testing.assert_allclose(out.norms, [0.5 * np.sqrt(4 + 1 + 1)])
+
+
+def test_padding_contributes_nothing() -> None:
+    # Opacus 1.6.0's embedding hooks ignore padding_idx.
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"a": [-1, -1]}, labels=[0, 1])
+    out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+    assert len(out.tables["a"][0]) == 0
+    np.testing.assert_allclose(out.norms, [0.5, 0.5])
+
+
+def test_an_empty_batch_gives_zeros() -> None:
+    schema = schema_of()
+    for description in MODELS:
+        model = description.init(schema)
+        empty = np.zeros(0, np.int64)
+        bag = (empty, np.zeros(1, np.int64), np.zeros(0, np.float32))
+        batch = dpads.SparseBatch.from_arrays(
+            ids={"a": empty, "b": empty, "c": empty, "s": bag, "m": (empty, [0], None)},
+            dense=np.zeros((0, 2)),
+            labels=[],
+        )
+        out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+        assert len(out.norms) == 0
+        assert all(not v.any() for v in as_dense(model, out).values())
+
+
+@pytest.mark.parametrize("description", MODELS, ids=lambda d: d.name)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+def test_a_unit_that_is_not_finite_leaves_the_others_unchanged_to_the_bit(
+    description: Any, value: float
+) -> None:
+    schema = schema_of()
+    rng = np.random.default_rng(3)
+    size = 40
+    ids: dict[str, Any] = {name: rng.integers(-1, 7, size) for name in "abc"}
+    ids["s"] = (rng.integers(0, 7, 2 * size), np.arange(size + 1) * 2, rng.uniform(0, 2, 2 * size))
+    ids["m"] = (rng.integers(0, 7, 2 * size), np.arange(size + 1) * 2, None)
+    dense = rng.normal(size=(size, 2))
+    labels = rng.integers(0, 2, size)
+    model = perturb(description.init(schema), 5)
+    for at in (0, 17, 39):
+        bad = dense.copy()
+        bad[at] = value
+        keep = np.ones(size)
+        keep[at] = 0.0  # a loss weight of zero: the same batch with a unit that adds zero
+        out = dpads.clipped_gradients(
+            model, dpads.SparseBatch.from_arrays(ids=ids, dense=bad, labels=labels), l2_clip_norm=1.0
+        )
+        without = dpads.clipped_gradients(
+            model,
+            dpads.SparseBatch.from_arrays(ids=ids, dense=dense, labels=labels, weights=keep),
+            l2_clip_norm=1.0,
+        )
+        if np.isfinite(out.norms[at]):
+            assert value == 3e38  # large but finite: clipped like any other
+            continue
+        first, second = as_dense(model, out), as_dense(model, without)
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", numeric=["n"], categorical=["a"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        big = float(10 ** rng.uniform(0, 18))
+        count = int(rng.integers(2, 30)) * 2
+        dense = np.full((count, 1), big) * (1 + 1e-7 * rng.normal(size=(count, 1)))
+        labels = np.tile([0, 1], count // 2)
+        batch = dpads.SparseBatch.from_arrays(
+            ids={"a": rng.integers(0, 5, count)}, dense=dense, labels=labels, unit_offsets=[0, count]
+        )
+        out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+        norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
+        assert norm <= 1 + 2.0**-10
+
+
+def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity() -> None:
+    from dpads.clipping import batch_reads, clip_batch
+
+    size = 65_536
+    schema = dpads.FeatureSchema(task="ctr", label="y", numeric=["n"], categorical=["a"], buckets=3)
+    rng = np.random.default_rng(0)
+    for description in (dpads.models.Logistic(), dpads.models.Mlp(embedding_dim=4, hidden=(16,))):
+        model = description.init(schema, seed=1)
+        ids, dense, labels = np.ones(size, int), rng.uniform(2, 9, (size, 1)), np.zeros(size)
+        for at in (0, 30_000, size - 1):
+            kept = np.delete(np.arange(size), at)
+            sums = []
+            for rows in (np.arange(size), kept):
+                batch = dpads.SparseBatch.from_arrays(
+                    ids={"a": ids[rows]}, dense=dense[rows], labels=labels[rows]
+                )
+                sums.append(clip_batch(model, batch, batch_reads(model, batch), 1.0)[0])
+            first, second = sums
+            square = sum(((first.dense[n] - second.dense[n]) ** 2).sum() for n in first.dense)
+            for name in first.groups:
+                square += ((first.groups[name].values - second.groups[name].values) ** 2).sum()
+            assert np.sqrt(square) <= 1 + 2.0**-10
+
+
+def test_physical_batches_do_not_change_the_sum() -> None:
+    from dpads.clipping import add_sums, batch_reads, clip_batch
+
+    schema = schema_of()
+    rng = np.random.default_rng(8)
+    size = 30
+    ids = {name: rng.integers(-1, 7, size) for name in "abc"}
+    bag = rng.integers(-1, 7, (size, 2))
+    model = perturb(MODELS[1].init(schema), 2)
+    dense, labels = rng.normal(size=(size, 2)), rng.integers(0, 2, size)
+
+    def total(rows: Any) -> Any:
+        flat = bag[rows].reshape(-1)
+        offsets = np.arange(len(rows) + 1) * 2
+        batch = dpads.SparseBatch.from_arrays(
+            ids={**{n: v[rows] for n, v in ids.items()}, "s": (flat, offsets, None), "m": (flat, offsets, None)},
+            dense=dense[rows],
+            labels=labels[rows],
+        )
+        return clip_batch(model, batch, batch_reads(model, batch), 1.0)[0]
+
+    whole = total(np.arange(size))
+    parts = add_sums(add_sums(total(np.arange(11)), total(np.arange(11, 11))), total(np.arange(11, size)))
+    for name, value in whole.dense.items():
+        np.testing.assert_allclose(parts.dense[name], value, rtol=1e-5, atol=1e-6)
+    for name, sums in whole.groups.items():
+        assert np.array_equal(parts.groups[name].rows, sums.rows)
+        np.testing.assert_allclose(parts.groups[name].values, sums.values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), "1"])
+def test_a_clip_norm_that_is_not_positive_is_refused(clip: Any) -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"a": [1]}, labels=[0])
+    with pytest.raises(dpads.ConfigError, match="positive l2_clip_norm"):
+        dpads.clipped_gradients(model, batch, l2_clip_norm=clip)
+
+
+def test_ids_beyond_the_table_and_missing_fields_are_refused() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"a": [5]}, labels=[0])
+    with pytest.raises(dpads.DataError, match='table "a", below 5'):
+        dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+    with pytest.raises(dpads.DataError, match='no scalar field "a"'):
+        dpads.clipped_gradients(
+            model, dpads.SparseBatch.from_arrays(ids={"b": [1]}, labels=[0]), l2_clip_norm=1.0
+        )
