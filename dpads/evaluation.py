@@ -1,0 +1,227 @@
+"""Metrics of predictions against labels, the ones that ads teams and the DP-SGD ads paper report.
+
+These are exact reads of the rows they are computed on: no noise is added, so they are never part of
+a guarantee. Whoever publishes them publishes facts about those rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpads.errors import DataError
+from dpads.schema import Task
+
+BINARY_METRICS: Final = (
+    "auc",
+    "auc_loss",
+    "pr_auc",
+    "log_loss",
+    "normalized_entropy",
+    "calibration",
+    "ece",
+)
+COUNT_METRICS: Final = ("poisson_log_loss", "rmse", "calibration")
+# The loss that the paper compares by, per task.
+HEADLINE_LOSS: Final[Mapping[Task, str]] = {
+    "ctr": "auc_loss",
+    "cvr": "auc_loss",
+    "count": "poisson_log_loss",
+}
+ECE_BINS: Final = 20
+# A float32 probability cannot be nearer to 1 than this; a logarithm of 0 is cut there.
+PROBABILITY_FLOOR: Final = float(np.finfo(np.float32).eps)
+# An expected count below this is cut before its logarithm is taken.
+COUNT_FLOOR: Final = 1e-7
+
+
+class Metrics(dict[str, float | None]):
+    """Metrics by name; one that the rows do not define is None, and `undefined` says why.
+
+    Attributes:
+        undefined: the reason for every metric that is None.
+    """
+
+    def __init__(
+        self, values: Mapping[str, float | None], undefined: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(values)
+        self.undefined: dict[str, str] = dict(undefined or {})
+
+    def to_dict(self) -> dict[str, float | dict[str, str] | None]:
+        """Plain data for JSON: the metrics, and `undefined` where one is null."""
+        if not self.undefined:
+            return {**self}
+        return {**self, "undefined": dict(self.undefined)}
+
+
+def metrics(
+    task: Task,
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+) -> Metrics:
+    """Computes every metric of a task.
+
+    For "ctr" and "cvr", with p the predicted probability: `auc` (area under the ROC curve),
+    `auc_loss` (1 - auc), `pr_auc` (average precision), `log_loss` (natural logarithm, p cut at
+    2^-23 from 0 and 1), `normalized_entropy` (log loss over that of always predicting the rows' own
+    rate), `calibration` (sum of predictions over sum of labels) and `ece` (expected calibration
+    error: |mean prediction - mean label|, averaged over 20 bins of equal numbers of rows; equal
+    predictions share a bin).
+
+    For "count", with m the expected count: `poisson_log_loss` (mean of m - y log m, without the
+    log(y!) that no model changes), `rmse` and `calibration`.
+
+    Args:
+        task: "ctr", "cvr" or "count".
+        labels: float[n], 0 or 1; for counts non-negative.
+        predictions: float[n], probabilities; for counts expected counts over each row's exposure.
+        weights: float[n], non-negative factors of the rows, or None.
+
+    Returns:
+        Every metric of the task. One that the rows do not define (one class only, no rows, a
+        prediction that is not finite) is None and its reason is in `undefined`.
+
+    Raises:
+        DataError: lengths differ, or labels, probabilities or weights are out of range.
+
+    Examples:
+        >>> result = metrics("ctr", [0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+        >>> result["auc"], round(result["log_loss"], 3)
+        (0.75, 0.472)
+        >>> metrics("ctr", [0, 0], [0.1, 0.4]).undefined["auc"]
+        'the rows hold one class only'
+
+    References:
+        He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook" (normalized
+        entropy); Nixon et al. 2019, arXiv 1904.01685 (bins of equal mass); Denison et al. 2022,
+        arXiv 2211.11896 (AUC loss and Poisson log loss).
+    """
+    names = COUNT_METRICS if task == "count" else BINARY_METRICS
+    y = _vector(labels, "labels")
+    p = _vector(predictions, "predictions")
+    w = np.ones(len(y)) if weights is None else _vector(weights, "weights")
+    for what, array in (("predictions", p), ("weights", w)):
+        if len(array) != len(y):
+            raise DataError(f"{what}: expected {len(y)} values, one per label, got {len(array)}.")
+    if not np.isfinite(w).all() or (w < 0).any():
+        raise DataError("weights: expected finite numbers >= 0.")
+    binary = task != "count"
+    if not np.isfinite(y).all() or (y < 0).any() or (binary and not np.isin(y, (0.0, 1.0)).all()):
+        raise DataError(f"labels: expected {'0 or 1' if binary else 'finite numbers >= 0'}.")
+    if not np.isfinite(p).all():
+        return _all_undefined(names, "the model's predictions are not all finite numbers")
+    if (p < 0).any() or (binary and (p > 1).any()):
+        raise DataError(f"predictions: expected {'[0, 1]' if binary else 'numbers >= 0'}.")
+    if not w.sum() > 0:
+        return _all_undefined(names, "there are no rows of positive weight")
+    return _binary(y, p, w) if binary else _count(y, p, w)
+
+
+def relative_increase(
+    task: Task, values: Mapping[str, float | None], reference: Metrics
+) -> Metrics:
+    """By how much a model's loss exceeds the reference's, as a fraction of the reference's.
+
+    The loss is the one that the paper compares by: `auc_loss` for "ctr" and "cvr",
+    `poisson_log_loss` for "count" (which may be negative: the divisor is its magnitude).
+
+    Examples:
+        >>> relative_increase("ctr", {"auc_loss": 0.22}, Metrics({"auc_loss": 0.20}))
+        {'auc_loss': 0.1}
+    """
+    name = HEADLINE_LOSS[task]
+    mine, theirs = values.get(name), reference.get(name)
+    if mine is None or theirs is None:
+        return Metrics({name: None}, {name: "one of the two losses is not defined"})
+    if theirs == 0.0:
+        return Metrics({name: None}, {name: "the reference's loss is zero"})
+    return Metrics({name: round((mine - theirs) / abs(theirs), 12)})
+
+
+def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
+    """Metrics of probabilities against 0 and 1."""
+    from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+
+    undefined: dict[str, str] = {}
+    cut = np.clip(p, PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)
+    loss = float(log_loss(y, cut, sample_weight=w, labels=[0.0, 1.0]))
+    rate = float(w @ y / w.sum())
+    values: dict[str, float | None] = dict.fromkeys(BINARY_METRICS)
+    values["log_loss"] = loss
+    values["ece"] = _expected_calibration_error(y, p, w)
+    values["calibration"] = _calibration(y, p, w, undefined)
+    if 0.0 < rate < 1.0:
+        auc = float(roc_auc_score(y, p, sample_weight=w))
+        values["auc"] = auc
+        values["auc_loss"] = 1.0 - auc
+        values["pr_auc"] = float(average_precision_score(y, p, sample_weight=w))
+        values["normalized_entropy"] = loss / _entropy(rate)
+    else:
+        for name in ("auc", "auc_loss", "pr_auc", "normalized_entropy"):
+            undefined[name] = "the rows hold one class only"
+    return Metrics(values, undefined)
+
+
+def _count(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
+    """Metrics of expected counts against counts."""
+    from sklearn.metrics import root_mean_squared_error
+
+    undefined: dict[str, str] = {}
+    losses = p - y * np.log(np.maximum(p, COUNT_FLOOR))
+    return Metrics(
+        {
+            "poisson_log_loss": float(w @ losses / w.sum()),
+            "rmse": float(root_mean_squared_error(y, p, sample_weight=w)),
+            "calibration": _calibration(y, p, w, undefined),
+        },
+        undefined,
+    )
+
+
+def _calibration(
+    y: NDArray[np.float64],
+    p: NDArray[np.float64],
+    w: NDArray[np.float64],
+    undefined: dict[str, str],
+) -> float | None:
+    """Sum of predictions over sum of labels."""
+    total = float(w @ y)
+    if total > 0.0:
+        return float(w @ p) / total
+    undefined["calibration"] = "the labels sum to zero"
+    return None
+
+
+def _expected_calibration_error(
+    y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]
+) -> float:
+    """Mean over bins of equal mass; a function of the multiset of rows, never of their order."""
+    edges = np.quantile(p, np.arange(1, ECE_BINS) / ECE_BINS, method="inverted_cdf")
+    bins = np.searchsorted(edges, p, side="left")
+    gaps = np.bincount(bins, weights=w * (p - y), minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / w.sum())
+
+
+def _entropy(rate: float) -> float:
+    """Entropy of a coin, natural logarithm."""
+    return -(rate * math.log(rate) + (1.0 - rate) * math.log1p(-rate))
+
+
+def _all_undefined(names: Iterable[str], reason: str) -> Metrics:
+    """Every metric None, for one reason."""
+    return Metrics(dict.fromkeys(names), dict.fromkeys(names, reason))
+
+
+def _vector(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """A float64 vector."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise DataError(f"{what}: expected one dimension, got {array.ndim}.")
+    return array
