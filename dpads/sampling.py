@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.accounting.events import EventTree, dp_sgd
 from dpads.errors import ConfigError
 from dpads.kernels.poisson import poisson_units
-
-if TYPE_CHECKING:
-    import dp_accounting
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,6 @@ class PoissonSampler:
         chosen: NDArray[np.int64] = poisson_units(self.key, iteration, self.sampling_prob, num_units)
         return chosen
 
-    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+    def event(self, noise_multiplier: float) -> EventTree:
         """The event of all iterations with the Gaussian mechanism."""
-        from dpads.accounting.events import poisson_gaussian_event
-
-        return poisson_gaussian_event(
-            sampling_prob=self.sampling_prob,
-            noise_multiplier=noise_multiplier,
-            iterations=self.iterations,
-        )
+        return dp_sgd(noise_multiplier, self.sampling_prob, self.iterations)

@@ -1,0 +1,141 @@
+"""Kernels agree with the float64 reference, whatever the shapes and the number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brute_force import ROWS, batches, schema_of
+from dpads.kernels import clip, lookup, reference
+from dpads.kernels.merge import merge_runs
+from dpads.models import Mlp
+
+
+def _places(data: Any, dim: int) -> tuple[Any, Any, Any]:
+    schema = schema_of()
+    batch = data.draw(batches(schema))
+    layout = Mlp(embedding_dim=dim, hidden=(2,)).layout(schema)
+    return batch, layout, layout.groups[0].places(batch)
+
+
+@given(data=st.data())
+def test_pool_equals_reference(data: Any) -> None:
+    dim = data.draw(st.integers(1, 5))
+    batch, layout, places = _places(data, dim)
+    array = np.random.default_rng(0).normal(size=(layout.groups[0].num_rows, dim)).astype(np.float32)
+    found = np.zeros((batch.num_examples, layout.width), np.float32)
+    expected = np.zeros((batch.num_examples, layout.width))
+    lookup.pool(array, places, found)
+    reference.pool(array, places, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(data=st.data())
+def test_square_norms_and_sums_equal_reference(data: Any) -> None:
+    dim = data.draw(st.integers(1, 5))
+    batch, layout, places = _places(data, dim)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    grads = rng.normal(size=(batch.num_examples, layout.width)).astype(np.float32)
+    offsets = batch.unit_offsets
+    if offsets is None:
+        offsets = np.arange(batch.num_examples + 1)
+    units = len(offsets) - 1
+    squares, parts = np.zeros(units), np.zeros(units)
+    clip.square_norms_merged(grads, places, dim, offsets, squares, parts)
+    inputs = rng.normal(size=(batch.num_examples, 4)).astype(np.float32)
+    linear, linear_parts = np.zeros(units), np.zeros(units)
+    clip.linear_square_norms(inputs, grads, 1.0, offsets, linear, linear_parts)
+    factors = rng.choice([0.0, 0.25, 1.0], size=units).astype(np.float32)
+    spread = np.empty(batch.num_examples, np.float32)
+    clip.spread_to_examples(factors, offsets, spread)
+    runs = merge_runs(places.rows)
+    examples = np.empty(len(places.rows), np.int64)
+    clip.place_examples(places.offsets, examples)
+    sums = np.empty((len(runs.rows), dim))
+    clip.merged_sum(grads, places, examples, spread, runs, sums)
+    total: dict[int, Any] = {int(row): np.zeros(dim) for row in runs.rows}
+    for u, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        rows = reference.unit_table_gradient(grads, places, dim, first, last)
+        assert squares[u] == pytest.approx(sum((g**2).sum() for g in rows.values()), rel=1e-9, abs=1e-12)
+        assert squares[u] >= sum((g**2).sum() for g in rows.values()) * (1 - 1e-15)
+        weight, bias = reference.unit_linear_gradient(inputs, grads, first, last)
+        expected = (weight**2).sum() + (bias**2).sum()
+        assert linear[u] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert linear[u] >= expected * (1 - 1e-12)
+        for row, value in rows.items():
+            total[row] += float(factors[u]) * value
+    for row, value in zip(runs.rows, sums, strict=True):
+        np.testing.assert_allclose(value, total[int(row)], rtol=1e-12, atol=1e-12)
+
+
+@given(rows=st.lists(st.one_of(st.integers(0, 9), st.integers(0, 2**40)), max_size=200))
+def test_merge_runs_is_a_stable_sort(rows: list[int]) -> None:
+    array = np.array(rows, np.int64)
+    runs = merge_runs(array)
+    assert np.array_equal(runs.order, np.argsort(array, kind="stable"))
+    unique, starts = np.unique(np.sort(array), return_index=True)
+    assert np.array_equal(runs.rows, unique)
+    assert np.array_equal(runs.starts, [*starts, len(array)])
+
+
+def test_examples_that_cannot_repeat_a_row_take_the_short_way_with_the_same_result() -> None:
+    rng = np.random.default_rng(0)
+    size, fields, dim = 50, 4, 3
+    rows = (rng.integers(0, ROWS, (size, fields)) + ROWS * np.arange(fields)).reshape(-1)
+    places = lookup.Places(
+        rows,
+        np.tile(np.arange(fields) * dim, size).astype(np.int32),
+        np.ones(size * fields, np.float32),
+        np.arange(size + 1) * fields,
+    )
+    grads = rng.normal(size=(size, fields * dim)).astype(np.float32)
+    short, long, parts = np.zeros(size), np.zeros(size), np.zeros(size)
+    clip.square_norms_distinct(grads, places, dim, short)
+    clip.square_norms_merged(grads, places, dim, np.arange(size + 1), long, parts)
+    np.testing.assert_allclose(short, long, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.5, 1.0, 1.0 + 1e-7, 3.0, 1e30, np.inf, np.nan])
+def test_clip_factors(norm: float) -> None:
+    norms, factors = np.empty(1), np.empty(1, np.float32)
+    bad = clip.clip_factors(np.array([norm**2]), np.zeros(1), 1.0, norms, factors)
+    if not np.isfinite(norm):
+        assert (bad, factors[0], norms[0]) == (1, 0.0, np.inf)
+        return
+    assert bad == 0
+    assert float(factors[0]) * norm <= 1.0
+    assert factors[0] == pytest.approx(reference.clip_factor([np.array([norm])], 1.0), rel=1e-6)
+
+
+def test_sums_do_not_depend_on_threads_to_the_bit() -> None:
+    rng = np.random.default_rng(1)
+    schema = schema_of()
+    layout = Mlp(embedding_dim=4, hidden=(2,)).layout(schema)
+    size = 700
+    rows = rng.integers(0, 9, size * 3)
+    places = lookup.Places(
+        rows,
+        np.tile(np.arange(3) * 4, size).astype(np.int32),
+        rng.uniform(0, 2, size * 3).astype(np.float32),
+        np.arange(size + 1) * 3,
+    )
+    grads = rng.normal(size=(size, layout.width)).astype(np.float32)
+    runs = merge_runs(rows)
+    examples = np.repeat(np.arange(size), 3)
+    factors = rng.uniform(0, 1, size).astype(np.float32)
+    threads = numba.get_num_threads()
+    results = []
+    for number in (1, threads):
+        numba.set_num_threads(number)
+        out, squares, parts = np.empty((len(runs.rows), 4)), np.zeros(size), np.zeros(size)
+        clip.merged_sum(grads, places, examples, factors, runs, out)
+        clip.square_norms_merged(grads, places, 4, np.arange(size + 1), squares, parts)
+        results.append((out, squares))
+    numba.set_num_threads(threads)
+    assert np.array_equal(results[0][0], results[1][0])
+    assert np.array_equal(results[0][1], results[1][1])
