@@ -1,0 +1,348 @@
+"""The TOML edge: a configuration file, checked key by key, becomes frozen dataclasses.
+
+Types are checked here, with pydantic; what values mean is checked by the dataclasses themselves.
+Every error names the key by its dotted path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from dpads._validate import nearest
+from dpads.errors import ConfigError, InputError, SchemaError
+from dpads.models.base import REGISTRY, Description
+from dpads.optimizers import OPTIMIZERS, Adam, Optimizer, Sgd, check_table_optimizer
+from dpads.plan import PrivacySpec
+from dpads.schema import FeatureSchema
+
+T = TypeVar("T")
+Reader = Callable[[Any, str], Any]
+DEFAULT_L2_CLIP_NORM = 1.0
+_TEXTS = tuple[str, ...]
+_SCHEMA_TYPES: Mapping[str, Any] = {
+    "preset": str,
+    "task": str,
+    "label": str,
+    "numeric": tuple[str | dict[str, Any], ...],
+    "categorical": _TEXTS,
+    "bags": tuple[str | dict[str, Any], ...],
+    "tables": dict[str, list[str]],
+    "buckets": int | dict[str, int],
+    "weight": str,
+    "exposure": str,
+    "user": str,
+    "columns": _TEXTS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """[data]: where the rows are.
+
+    Attributes:
+        train: logs (paths or globs, .parquet .arrow .csv .tsv, plain or .gz/.zst), or one store.
+        test: likewise; or a fraction in (0, 1), split off per unit by a keyed hash; or None.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...] | float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("Expected at least one path in train, got an empty list.")
+        if self.test == ():
+            raise ConfigError(
+                "Expected at least one path in test, got an empty list. Leave it out."
+            )
+        if isinstance(self.test, float) and not 0.0 < self.test < 1.0:
+            raise ConfigError(
+                f"Expected test to be paths or a fraction in (0, 1), got {self.test}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """[training]: how to train; nothing here is a privacy parameter but the expected batch size.
+
+    Attributes:
+        expected_batch_size: units per iteration in expectation; gradients are divided by it.
+        epochs: passes over the units in expectation.
+        backend: "torch".
+        table_noise: "lazy" or "dense": the same law, two costs.
+        table_optimizer: how tables move.
+        tower_optimizer: how the dense part moves.
+        init_seed: of initial parameters and of the split; public and harmless.
+        noise_seed: for tests only: makes noise reproducible and voids the claim.
+        reference: also train without noise and clipping, to compare with: an access that the
+            guarantee does not cover.
+    """
+
+    expected_batch_size: int = 1024
+    epochs: float = 5
+    backend: Literal["torch"] = "torch"
+    table_noise: Literal["lazy", "dense"] = "lazy"
+    table_optimizer: Optimizer = field(default_factory=Sgd)
+    tower_optimizer: Optimizer = field(default_factory=Adam)
+    init_seed: int = 7
+    noise_seed: int | None = None
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        check_table_optimizer(self.table_optimizer)
+        if self.expected_batch_size < 1:
+            raise ConfigError(f"Expected expected_batch_size >= 1, got {self.expected_batch_size}.")
+        if not 0.0 < self.epochs < float("inf"):
+            raise ConfigError(f"Expected epochs > 0, got {self.epochs}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """[reference]: what the non-private reference does otherwise; its optimizers alone.
+
+    Attributes:
+        table_optimizer: how tables move.
+        tower_optimizer: how the dense part moves.
+    """
+
+    table_optimizer: Optimizer
+    tower_optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        check_table_optimizer(self.table_optimizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole configuration.
+
+    Attributes:
+        data: [data], paths made absolute.
+        schema: [schema].
+        model: [model].
+        privacy: [privacy] without l2_clip_norm.
+        l2_clip_norm: [privacy] l2_clip_norm; inf only without noise.
+        training: [training].
+        reference: [reference], filled up from [training].
+        statement: [statement], facts that only people know, by name.
+    """
+
+    data: DataConfig
+    schema: FeatureSchema
+    model: Description
+    privacy: PrivacySpec
+    l2_clip_norm: float
+    training: TrainingConfig
+    reference: ReferenceConfig
+    statement: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration file.
+
+    Args:
+        path: a TOML file; relative paths in it start from its folder.
+        overrides: "a.b=value" each, applied in order; the value is read as TOML, else as text.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown (the nearest known one is
+            named) or a value is wrong; the message has the key's dotted path.
+        SchemaError: the same for [schema].
+    """
+    file = Path(path)
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"{path}: no such file. Give a TOML configuration.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    for override in overrides:
+        _override(document, override)
+    return parse_config(document, base=file.parent)
+
+
+def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
+    """Checks a configuration that is already plain data.
+
+    Args:
+        document: tables by name, as TOML gives them.
+        base: the folder that relative paths start from.
+
+    Raises:
+        ConfigError: as `load_config`.
+        SchemaError: as `load_config`.
+    """
+    known = [item.name for item in dataclasses.fields(Config) if item.name != "l2_clip_norm"]
+    tables: dict[str, dict[str, Any]] = {}
+    for name, table in document.items():
+        if name not in known:
+            raise ConfigError(f'Unknown table or key "{name}".' + nearest(name, known))
+        if not isinstance(table, dict):
+            raise ConfigError(f"[{name}]: expected a table, got {table!r}.")
+        tables[name] = dict(table)
+    for name in ("data", "schema", "model", "privacy"):
+        if name not in tables:
+            raise ConfigError(f"The configuration needs a [{name}] table.")
+    paths: dict[str, Reader] = {key: _paths_under(base) for key in ("train", "test")}
+    privacy, l2_clip_norm = _privacy(tables["privacy"])
+    training = _read(
+        TrainingConfig,
+        tables.get("training", {}),
+        "training",
+        {"table_optimizer": _optimizer(Sgd()), "tower_optimizer": _optimizer(Adam())},
+    )
+    reference = {
+        "table_optimizer": training.table_optimizer,
+        "tower_optimizer": training.tower_optimizer,
+    }
+    readers = {key: _optimizer(optimizer) for key, optimizer in reference.items()}
+    return Config(
+        data=_read(DataConfig, tables["data"], "data", paths),
+        schema=_schema(tables["schema"]),
+        model=_model(tables["model"]),
+        privacy=privacy,
+        l2_clip_norm=l2_clip_norm,
+        training=training,
+        reference=_read(
+            ReferenceConfig, {**reference, **tables.get("reference", {})}, "reference", readers
+        ),
+        statement=_statement(tables.get("statement", {})),
+    )
+
+
+def _read(kind: type[T], table: Mapping[str, Any], where: str, readers: Mapping[str, Reader]) -> T:
+    """A frozen dataclass from a table: keys known, types right, values as the class wants them."""
+    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        path = f"{where}.{key}"
+        if key not in known:
+            raise ConfigError(f'Unknown key "{path}".' + nearest(key, known))
+        values[key] = (
+            readers[key](value, path) if key in readers else _typed(hints[key], value, path)
+        )
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if needed and item.name not in values:
+            raise ConfigError(f'[{where}] needs "{item.name}".')
+    return _in_table(where, lambda: kind(**values))
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    """The value, if it has the type; lists pass for tuples, whole numbers for floats."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(hint).validate_python(_frozen(value), strict=True)
+    except ValidationError as error:
+        words = [item["msg"].replace("Input should be ", "") for item in error.errors()]
+        wanted = " or ".join(dict.fromkeys(words))
+        for python, toml in (("tuple", "list"), ("dictionary", "table")):
+            wanted = wanted.replace(python, toml)
+        raise ConfigError(f"{path}: expected {wanted}, got {value!r}.") from None
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, at every depth."""
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    return value
+
+
+def _in_table(where: str, build: Callable[[], T]) -> T:
+    """Runs a constructor; its complaint gets the name of the table in front."""
+    try:
+        return build()
+    except InputError as error:
+        raise type(error)(f"[{where}] {error}") from None
+
+
+def _paths_under(base: Path) -> Reader:
+    """A reader of one path, a list of paths, or (test) a fraction."""
+
+    def read(value: Any, path: str) -> tuple[str, ...] | float:
+        if path.endswith(".test") and isinstance(value, float):
+            return value
+        names = _typed(str | tuple[str, ...], value, path)
+        every = (names,) if isinstance(names, str) else names
+        return tuple(str(base.absolute() / Path(name).expanduser()) for name in every)
+
+    return read
+
+
+def _optimizer(default: Optimizer) -> Reader:
+    """A reader of { name, learning_rate, ... }; what is left out is as in the default."""
+
+    def read(value: Any, path: str) -> Optimizer:
+        if isinstance(value, Sgd | Adam):
+            return value
+        table = _typed(dict[str, Any], value, path)
+        name = table.pop("name", default.name)
+        if name not in OPTIMIZERS:
+            raise ConfigError(
+                f'{path}.name: unknown optimizer "{name}".' + nearest(str(name), OPTIMIZERS)
+            )
+        kind = OPTIMIZERS[name]
+        inherited = dataclasses.asdict(default) if kind is type(default) else {}
+        return _read(kind, {**inherited, **table}, path, {})
+
+    return read
+
+
+def _model(table: dict[str, Any]) -> Description:
+    """[model]: the name says which keys there are."""
+    name = table.pop("name", None)
+    if name is None:
+        raise ConfigError('[model] needs "name".' + nearest("", REGISTRY))
+    if name not in REGISTRY:
+        raise ConfigError(f'model.name: unknown model "{name}".' + nearest(str(name), REGISTRY))
+    return _read(REGISTRY[name], table, "model", {})
+
+
+def _privacy(table: dict[str, Any]) -> tuple[PrivacySpec, float]:
+    """[privacy]: the promise, and the clip norm that stands beside it."""
+    clip = _typed(float, table.pop("l2_clip_norm", DEFAULT_L2_CLIP_NORM), "privacy.l2_clip_norm")
+    known = [*(item.name for item in dataclasses.fields(PrivacySpec)), "l2_clip_norm"]
+    for key in table:
+        if key not in known:
+            raise ConfigError(f'Unknown key "privacy.{key}".' + nearest(key, known))
+    return _read(PrivacySpec, table, "privacy", {}), clip
+
+
+def _schema(table: dict[str, Any]) -> FeatureSchema:
+    """[schema]: types here, meaning in FeatureSchema."""
+    for key, value in table.items():
+        if key in _SCHEMA_TYPES:
+            try:
+                _typed(_SCHEMA_TYPES[key], value, f"schema.{key}")
+            except ConfigError as error:
+                raise SchemaError(str(error)) from None
+    return FeatureSchema.from_dict(table)
+
+
+def _statement(table: dict[str, Any]) -> dict[str, str]:
+    """[statement]: texts."""
+    return {key: _typed(str, value, f"statement.{key}") for key, value in table.items()}
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    """Applies one "a.b=value"."""
+    path, equals, value = text.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(f'--set: expected key=value such as privacy.epsilon=1, got "{text}".')
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    table = document
+    for number, key in enumerate(keys[:-1], 1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f'--set {path}: "{".".join(keys[:number])}" is a value, not a table.')
+    table[keys[-1]] = parsed["value"] if set(parsed) == {"value"} else value.strip()

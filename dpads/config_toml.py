@@ -1,0 +1,88 @@
+"""A configuration written back as TOML, so that a run's folder says how to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dpads.config import Config
+from dpads.optimizers import optimizer_to_dict
+
+
+def to_document(config: Config) -> dict[str, dict[str, Any]]:
+    """The tables of a configuration; `parse_config` reads them back to an equal one."""
+    training = config.training
+    document: dict[str, dict[str, Any]] = {
+        "data": {
+            "train": list(config.data.train),
+            "test": list(config.data.test)
+            if isinstance(config.data.test, tuple)
+            else config.data.test,
+        },
+        "schema": config.schema.to_dict(),
+        "model": config.model.to_dict(),
+        "privacy": {**dataclasses.asdict(config.privacy), "l2_clip_norm": config.l2_clip_norm},
+        "training": {
+            **{item.name: getattr(training, item.name) for item in dataclasses.fields(training)},
+            "table_optimizer": optimizer_to_dict(training.table_optimizer),
+            "tower_optimizer": optimizer_to_dict(training.tower_optimizer),
+        },
+        "reference": {
+            "table_optimizer": optimizer_to_dict(config.reference.table_optimizer),
+            "tower_optimizer": optimizer_to_dict(config.reference.tower_optimizer),
+        },
+        "statement": dict(config.statement),
+    }
+    return {name: _without_nothing(table) for name, table in document.items()}
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as the text of a TOML file.
+
+    Examples:
+        >>> _value({"name": "sgd", "learning_rate": 0.5}), _value([1, "a"]), _value(float("inf"))
+        ('{ name = "sgd", learning_rate = 0.5 }', '[1, "a"]', 'inf')
+    """
+    parts = []
+    for name, table in to_document(config).items():
+        lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+        parts.append("\n".join([f"[{name}]", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _without_nothing(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys that are None (TOML has no null), empty lists and empty tables."""
+    result = {}
+    for key, value in table.items():
+        kept = _without_nothing(value) if isinstance(value, Mapping) else value
+        if isinstance(value, list):
+            kept = [_without_nothing(v) if isinstance(v, Mapping) else v for v in value]
+        if kept is not None and kept not in ([], (), {}):
+            result[key] = kept
+    return result
+
+
+def _key(name: str) -> str:
+    """A bare key where TOML allows one, else a quoted one."""
+    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if bare else _value(name)
+
+
+def _value(value: Any) -> str:
+    """One value on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are among TOML's basic strings', once DEL is escaped too
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        pairs = [f"{_key(key)} = {_value(item)}" for key, item in value.items()]
+        return "{ " + ", ".join(pairs) + " }"
+    return "[" + ", ".join(_value(item) for item in value) + "]"
