@@ -1,6 +1,7 @@
 """Checkpoints: the whole state of a run in one atomic step. They are secret and never released.
 
-A checkpoint holds keys and rows whose pending updates carry no noise yet. The folder has mode 0700, files 0600.
+A checkpoint holds keys and rows whose pending updates carry no noise yet.
+The folder has mode 0700, files 0600.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,7 +197,7 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
     return ClippedSum(dense, groups, first.l2_clip_norm)
 
 
-def check_clip_norm(l2_clip_norm: float) -> float:
+def check_clip_norm(l2_clip_norm: Any) -> float:
     """The clip norm as a float.
 
     Raises:

@@ -67,6 +67,8 @@ class NoiseMechanism:
             noisy = clipped
             if self._noise_stddev > 0.0:
                 draws = normals(self._keys.key("tower_noise", name), iteration, clipped.size)
-                noisy = clipped + self._noise_stddev * draws.reshape(clipped.shape).astype(np.float64)
+                noisy = clipped + self._noise_stddev * draws.reshape(clipped.shape).astype(
+                    np.float64
+                )
             values[name] = (noisy / self._divisor).astype(np.float32)
         return PrivateGradient(values, iteration)

@@ -110,7 +110,8 @@ def check_table_optimizer(optimizer: Optimizer) -> Sgd:
 
 def _check(optimizer: Optimizer) -> None:
     """Checks what both optimizers share."""
-    rate, decay = optimizer.learning_rate, optimizer.weight_decay
+    rate: Any = optimizer.learning_rate  # what TOML or a caller gave, of whatever type
+    decay: Any = optimizer.weight_decay
     if not (isinstance(rate, int | float) and rate > 0.0 and math.isfinite(rate)):
         raise ConfigError(f"Expected a positive learning_rate, got {rate!r}.")
     if optimizer.schedule not in get_args(ScheduleName):

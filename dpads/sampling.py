@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,7 +49,9 @@ class PoissonSampler:
         """
         if not 0 <= iteration < self.iterations:
             raise ConfigError(f"Expected an iteration in [0, {self.iterations}), got {iteration}.")
-        chosen: NDArray[np.int64] = poisson_units(self.key, iteration, self.sampling_prob, num_units)
+        chosen: NDArray[np.int64] = poisson_units(
+            self.key, iteration, self.sampling_prob, num_units
+        )
         return chosen
 
     def event(self, noise_multiplier: float) -> EventTree:

@@ -42,6 +42,4 @@ def learning_rates(
     if schedule == "cosine":
         # sin^2 of the remaining angle: cos^2 of an angle near pi/2 would lose its digits
         return learning_rate * np.sin(0.5 * np.pi * (iterations - t) / iterations) ** 2
-    raise ConfigError(
-        f'Unknown schedule "{schedule}".' + nearest(schedule, get_args(ScheduleName))
-    )
+    raise ConfigError(f'Unknown schedule "{schedule}".' + nearest(schedule, get_args(ScheduleName)))

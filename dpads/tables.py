@@ -1,6 +1,7 @@
 """Table mechanisms: they own array, history and update of a group of tables. Nothing else reads a table.
 
-Under lazy noise a touched row is secret until it is brought up to date: its pending update carries no noise yet.
+Under lazy noise a touched row is secret until it is brought up to date: its pending
+update carries no noise yet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Per-unit squared norms with duplicates merged, clip factors, and the merged clipped sum.
 
-A unit is a contiguous segment of examples, `unit_offsets[u]:unit_offsets[u + 1]`. Its gradient with respect to a
-table row is the sum over all places of the unit that read the row: merge first, then square.
+A unit is a contiguous segment of examples, `unit_offsets[u]:unit_offsets[u + 1]`. Its gradient with
+respect to a table row is the sum over all places of the unit that read the row: merge first, then square.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dpads.kernels.merge import Runs
 
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
 FACTOR_MARGIN = 1.0 - 2.0**-22
-# Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at least
-# 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
+# Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at
+# least 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
 CANCELLATION_FLOOR = 2.0**-13
 
 
@@ -27,7 +27,9 @@ def _place_dot(
     """Inner product of the gradients of place k (example i) and place m (example `other`), in float64."""
     total = 0.0
     for j in range(dim):
-        total += np.float64(grads[i, places.columns[k] + j]) * np.float64(grads[other, places.columns[m] + j])
+        total += np.float64(grads[i, places.columns[k] + j]) * np.float64(
+            grads[other, places.columns[m] + j]
+        )
     return total * np.float64(places.coefs[k]) * np.float64(places.coefs[m])
 
 
@@ -95,7 +97,9 @@ def square_norms_merged(
                 i = example[order[n]]
                 square = 0.0
                 for j in range(dim):
-                    value = np.float64(grads[i, places.columns[k] + j]) * np.float64(places.coefs[k])
+                    value = np.float64(grads[i, places.columns[k] + j]) * np.float64(
+                        places.coefs[k]
+                    )
                     merged[j] += value
                     rounding[j] += abs(value)
                     square += value * value
@@ -209,7 +213,9 @@ def spread_to_examples(
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def scale_rows(matrix: NDArray[np.float32], factors: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+def scale_rows(
+    matrix: NDArray[np.float32], factors: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
     """out[i] = factors[i] * matrix[i], and exactly zero where the factor is zero (inf * 0 never happens)."""
     for i in prange(matrix.shape[0]):
         if factors[i] == 0.0:

@@ -22,8 +22,7 @@ LOG_2 = 0.6931471805599453
 GROUPS_PER_TASK = 64  # rows per parallel task / LANES: amortises the scratch arrays
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _bits(_context: Any, value: Any) -> Any:
+def _bits_of(_context: Any, value: Any) -> Any:
     """The bits of a float64 as int64."""
 
     def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
@@ -32,14 +31,17 @@ def _bits(_context: Any, value: Any) -> Any:
     return types.int64(types.float64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _from_bits(_context: Any, value: Any) -> Any:
+def _float_of(_context: Any, value: Any) -> Any:
     """The float64 that has the given bits."""
 
     def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.DoubleType())
 
     return types.float64(types.int64), generate
+
+
+_bits: Any = intrinsic(_bits_of)
+_from_bits: Any = intrinsic(_float_of)
 
 
 @njit(inline="always")
@@ -61,7 +63,7 @@ def _log(u: float) -> float:
     poly = poly * t + 1.0 / 7.0
     poly = poly * t + 1.0 / 5.0
     poly = poly * t + 1.0 / 3.0
-    return scale * LOG_2 + 2.0 * s * (1.0 + poly * t)
+    return float(scale * LOG_2 + 2.0 * s * (1.0 + poly * t))
 
 
 @njit(cache=True, nogil=True)

@@ -29,7 +29,7 @@ class MissedNoise(NamedTuple):
         log_decay: float64[T + 1], sum of log d_t over t < index.
         suffix: float64[T + 1], variance of [t, end of t's block).
         prefix: float64[T + 1], variance of [start of t's block, t).
-        left: float64[levels, blocks], variance from a block to the middle of its span of 2^(level + 1) blocks.
+        left: float64[levels, blocks], variance from a block to the middle of its span, 2^(level + 1) blocks.
         right: float64[levels, blocks], variance from that middle through a block.
     """
 
@@ -83,7 +83,9 @@ def tabulate(squares: NDArray[np.float64], decays: NDArray[np.float64]) -> Misse
             value = 0.0
             for b in range(middle - 1, middle - half - 1, -1):
                 end = min((b + 1) * BLOCK, steps)
-                value += suffix[b * BLOCK] * np.exp(2.0 * (log_decay[middle * BLOCK] - log_decay[end]))
+                value += suffix[b * BLOCK] * np.exp(
+                    2.0 * (log_decay[middle * BLOCK] - log_decay[end])
+                )
                 left[level, b] = value
             value = 0.0
             for b in range(middle, min(middle + half, blocks)):
@@ -106,7 +108,7 @@ def missed_variance(table: MissedNoise, a: int, b: int) -> float:
             value = value * table.factors[t] + table.squares[t]
         return value
     position = (first + 1) << BLOCK_BITS
-    value = table.suffix[a]
+    value = float(table.suffix[a])
     x = first + 1
     y = (b >> BLOCK_BITS) - 1
     if x <= y:
@@ -120,7 +122,9 @@ def missed_variance(table: MissedNoise, a: int, b: int) -> float:
             middle = ((y >> level) << level) << BLOCK_BITS
             decay = np.exp(2.0 * (table.log_decay[end] - table.log_decay[middle]))
             middle_value = table.left[level, x] * decay + table.right[level, y]
-        value = value * np.exp(2.0 * (table.log_decay[end] - table.log_decay[position])) + middle_value
+        value = (
+            value * np.exp(2.0 * (table.log_decay[end] - table.log_decay[position])) + middle_value
+        )
         position = end
     if b > position:
         decay = np.exp(2.0 * (table.log_decay[b] - table.log_decay[position]))

@@ -1,8 +1,8 @@
 """Table lookup and pooling.
 
 A batch reaches the tables as a list of places: place k of an example reads `array[rows[k]]`, multiplies it by
-`coefs[k]` and adds it to the example's feature vector at columns `columns[k] : columns[k] + dim`. Scalar fields
-give one place an example, bags one per id; padding gives none. Repeated rows stay repeated places.
+`coefs[k]` and adds it to the example's feature vector at columns `columns[k] : columns[k] + dim`. Scalar
+fields give one place an example, bags one per id; padding gives none. Repeated rows stay repeated places.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Places(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def count_scalars(ids: NDArray[np.int32], fields: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+def count_scalars(
+    ids: NDArray[np.int32], fields: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
     """Adds the number of scalar places of each example to `counts` (int64[B])."""
     for i in range(ids.shape[0]):
         for f in fields:
@@ -39,7 +41,9 @@ def count_scalars(ids: NDArray[np.int32], fields: NDArray[np.int64], counts: NDA
 
 
 @njit(cache=True, nogil=True)
-def count_bag(values: NDArray[np.int64], offsets: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+def count_bag(
+    values: NDArray[np.int64], offsets: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
     """Adds the number of places of one bag to `counts` (int64[B])."""
     for i in range(len(offsets) - 1):
         for k in range(offsets[i], offsets[i + 1]):

@@ -18,7 +18,9 @@ def pool(array: NDArray[np.float32], places: Places, features: Array) -> None:
     for i in range(len(places.offsets) - 1):
         for k in range(places.offsets[i], places.offsets[i + 1]):
             columns = slice(places.columns[k], places.columns[k] + dim)
-            features[i, columns] += float(places.coefs[k]) * array[places.rows[k]].astype(np.float64)
+            features[i, columns] += float(places.coefs[k]) * array[places.rows[k]].astype(
+                np.float64
+            )
 
 
 def unit_table_gradient(
@@ -53,9 +55,7 @@ def clip_factor(parts: Sequence[Array], l2_clip_norm: float) -> float:
 
 def missed_variance(learning_rates: Array, decays: Array, a: int, b: int) -> float:
     """sum_{t=a}^{b-1} eta_t^2 prod_{u=t+1}^{b-1} d_u^2, term by term."""
-    return float(
-        sum(learning_rates[t] ** 2 * np.prod(decays[t + 1 : b] ** 2) for t in range(a, b))
-    )
+    return float(sum(learning_rates[t] ** 2 * np.prod(decays[t + 1 : b] ** 2) for t in range(a, b)))
 
 
 def dense_step(

@@ -6,7 +6,8 @@ A description is plain data; `description.init(schema, seed=0)` makes a `Model` 
 if __name__ != "dpads.models":
     raise ImportError("import dpads.models, not models")
 
-from dpads.models.base import Description, Layout, Model, describe
+from dpads.models.base import Description, Model, describe
+from dpads.models.layout import Layout
 from dpads.models.logistic import Logistic
 from dpads.models.mlp import Mlp
 

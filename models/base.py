@@ -1,4 +1,4 @@
-"""What every model is: a description, tables, a tower, per-example losses, and what clipping needs of them."""
+"""What every model is: a description, tables, a tower, per-example losses, and factors for clipping."""
 
 from __future__ import annotations
 
@@ -99,7 +99,10 @@ class Description(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `describe` reads back."""
         values = asdict(self)  # type: ignore[call-overload]
-        return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        return {
+            "name": self.name,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+        }
 
     def init(self, schema: FeatureSchema, *, seed: int = 0, backend: str = "torch") -> Model:
         """Makes the model with its initial parameters.
@@ -119,7 +122,7 @@ class Description(ABC):
             from dpads.models.torch_tower import TorchTower
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
-                f"backend = \"torch\" needs the package {error.name}. Install it: pip install torch"
+                f'backend = "torch" needs the package {error.name}. Install it: pip install torch'
             ) from error
         layout = self.layout(schema)
         master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
@@ -198,7 +201,9 @@ class Model:
                 f"dense: expected {self.layout.num_numeric} numeric features, got {batch.dense.shape[1]}."
             )
 
-    def features(self, batch: SparseBatch, dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
+    def features(
+        self, batch: SparseBatch, dtype: type[np.floating[Any]] = np.float32
+    ) -> NDArray[Any]:
         """The feature matrix, [B, width]: pooled rows of every field, then the numeric features."""
         from dpads.kernels import lookup, reference
 
@@ -227,7 +232,9 @@ class Model:
         if self.schema.task == "count":
             exposure = 1.0 if batch.exposure is None else batch.exposure.astype(np.float64)
             largest = float(np.finfo(np.float32).max)
-            return np.minimum(exposure * np.exp(np.minimum(logits, 80.0)), largest).astype(np.float32)
+            return np.minimum(exposure * np.exp(np.minimum(logits, 80.0)), largest).astype(
+                np.float32
+            )
         return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
 
     def state(self) -> dict[str, NDArray[np.float32]]:
@@ -249,7 +256,9 @@ class Model:
         }
         if set(own) != set(state):
             odd = sorted(set(own) ^ set(state))
-            raise ConfigError(f"The parameters are not those of this model; they differ in {', '.join(odd)}.")
+            raise ConfigError(
+                f"The parameters are not those of this model; they differ in {', '.join(odd)}."
+            )
         for name, array in own.items():
             if array.shape != state[name].shape:
                 raise ConfigError(
@@ -278,4 +287,9 @@ def describe(table: Mapping[str, Any]) -> Description:
     for key in values:
         if key not in known:
             raise ConfigError(f'Unknown key "{key}" of model "{name}".' + nearest(key, known))
-    return kind(**{k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in values.items()})
+    return kind(
+        **{
+            k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
+            for k, v in values.items()
+        }
+    )

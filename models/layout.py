@@ -82,7 +82,10 @@ class TableGroup:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         total = int(offsets[-1])
         places = Places(
-            np.empty(total, np.int64), np.empty(total, np.int32), np.empty(total, np.float32), offsets
+            np.empty(total, np.int64),
+            np.empty(total, np.int32),
+            np.empty(total, np.float32),
+            offsets,
         )
         cursor = offsets[:-1].copy()
         bases = self.bases
@@ -99,7 +102,14 @@ class TableGroup:
             weights = np.empty(0, np.float32) if bag.weights is None else bag.weights
             mean = slot.field.pooling == "mean"
             lookup.place_bag(
-                bag.values, bag.offsets, weights, mean, bases[slot.table], slot.column, places, cursor
+                bag.values,
+                bag.offsets,
+                weights,
+                mean,
+                bases[slot.table],
+                slot.column,
+                places,
+                cursor,
             )
         return places
 
@@ -137,7 +147,9 @@ def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, 
         SchemaError: the schema has no column that a model could read.
     """
     if not schema.fields and not schema.numeric:
-        raise SchemaError("The schema has neither categorical nor numeric columns. Name at least one.")
+        raise SchemaError(
+            "The schema has neither categorical nor numeric columns. Name at least one."
+        )
     groups: list[TableGroup] = []
     column = 0
     table_rows = schema.table_rows

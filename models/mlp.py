@@ -37,7 +37,9 @@ class Mlp(Description):
                 f'Expected embedding_dim to be a positive integer or "auto", got {self.embedding_dim!r}.'
             )
         if not all(_positive(width) for width in self.hidden):
-            raise ConfigError(f"Expected hidden to list positive integers, got {list(self.hidden)!r}.")
+            raise ConfigError(
+                f"Expected hidden to list positive integers, got {list(self.hidden)!r}."
+            )
 
     def layout(self, schema: FeatureSchema) -> Layout:
         """One table per field or shared name; tables of equal width share an array."""

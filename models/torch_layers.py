@@ -37,7 +37,8 @@ class SumPlusLinear(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits."""
         numeric = self.linear(features[:, self.embedded :]).squeeze(1)
-        return features[:, : self.embedded].sum(dim=1) + numeric
+        logits: torch.Tensor = features[:, : self.embedded].sum(dim=1) + numeric
+        return logits
 
 
 def mlp(width: int, hidden: Sequence[int]) -> nn.Sequential:

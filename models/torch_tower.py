@@ -142,4 +142,6 @@ def _initialise(name: str, layer: nn.Linear, master: bytes) -> None:
         count = layer.weight.numel()
         draws = normals(derive_key(master, "tower", name), 0, count)
         scale = math.sqrt(2.0 / max(layer.in_features, 1))
-        layer.weight.copy_(torch.from_numpy(draws.reshape(tuple(layer.weight.shape)) * np.float32(scale)))
+        layer.weight.copy_(
+            torch.from_numpy(draws.reshape(tuple(layer.weight.shape)) * np.float32(scale))
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,9 @@ def table_of(schema: Any, name: str) -> str:
     return next((t for t, members in schema.tables.items() if name in members), name)
 
 
-def unit_loss(model: Any, params: dict[str, torch.Tensor], batch: Any, first: int, last: int) -> torch.Tensor:
+def unit_loss(
+    model: Any, params: dict[str, torch.Tensor], batch: Any, first: int, last: int
+) -> torch.Tensor:
     """Sum of the losses of examples first:last."""
     total = torch.zeros((), dtype=torch.float64)
     for i in range(first, last):
@@ -68,7 +71,9 @@ def unit_loss(model: Any, params: dict[str, torch.Tensor], batch: Any, first: in
     return total
 
 
-def clipped(model: Any, batch: Any, l2_clip_norm: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def clipped(
+    model: Any, batch: Any, l2_clip_norm: float
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Norms of the units, and the sums of clipped gradients of every parameter."""
     params = {
         name: torch.from_numpy(value.astype(np.float64)).requires_grad_(True)
@@ -79,7 +84,7 @@ def clipped(model: Any, batch: Any, l2_clip_norm: float) -> tuple[np.ndarray, di
     offsets = batch.unit_offsets
     if offsets is None:
         offsets = np.arange(batch.num_examples + 1)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         loss = unit_loss(model, params, batch, int(first), int(last))
         if last > first:
             found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)

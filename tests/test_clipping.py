@@ -1,4 +1,4 @@
-"""The clipped sum is what torch autograd gives one unit at a time in float64, and never more than C a unit."""
+"""The clipped sum is what autograd gives one unit at a time in float64, and at most C a unit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brute_force import as_dense, batches, clipped, perturb, schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpads
-from brute_force import as_dense, batches, clipped, perturb, schema_of
 
 MODELS = [dpads.models.Logistic(), dpads.models.Mlp(embedding_dim=3, hidden=(5, 4))]
 TASKS = ["ctr", "count"]
@@ -32,7 +32,9 @@ def test_equals_autograd_one_unit_at_a_time(description: Any, task: str, data: A
     assert set(found) == set(total)
     scale = max([1.0, *(float(np.abs(t).max(initial=0.0)) for t in total.values())])
     for name, expected in total.items():
-        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=2e-6 * scale, err_msg=name)
+        np.testing.assert_allclose(
+            found[name], expected, rtol=1e-4, atol=2e-6 * scale, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("description", MODELS, ids=lambda d: d.name)
@@ -106,7 +108,9 @@ def test_a_unit_that_is_not_finite_leaves_the_others_unchanged_to_the_bit(
         keep = np.ones(size)
         keep[at] = 0.0  # a loss weight of zero: the same batch with a unit that adds zero
         out = dpads.clipped_gradients(
-            model, dpads.SparseBatch.from_arrays(ids=ids, dense=bad, labels=labels), l2_clip_norm=1.0
+            model,
+            dpads.SparseBatch.from_arrays(ids=ids, dense=bad, labels=labels),
+            l2_clip_norm=1.0,
         )
         without = dpads.clipped_gradients(
             model,
@@ -130,14 +134,19 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
         dense = np.full((count, 1), big) * (1 + 1e-7 * rng.normal(size=(count, 1)))
         labels = np.tile([0, 1], count // 2)
         batch = dpads.SparseBatch.from_arrays(
-            ids={"a": rng.integers(0, 5, count)}, dense=dense, labels=labels, unit_offsets=[0, count]
+            ids={"a": rng.integers(0, 5, count)},
+            dense=dense,
+            labels=labels,
+            unit_offsets=[0, count],
         )
         out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
         norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
         assert norm <= 1 + 2.0**-10
 
 
-def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity() -> None:
+def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity() -> (
+    None
+):
     from dpads.clipping import batch_reads, clip_batch
 
     size = 65_536
@@ -176,14 +185,20 @@ def test_physical_batches_do_not_change_the_sum() -> None:
         flat = bag[rows].reshape(-1)
         offsets = np.arange(len(rows) + 1) * 2
         batch = dpads.SparseBatch.from_arrays(
-            ids={**{n: v[rows] for n, v in ids.items()}, "s": (flat, offsets, None), "m": (flat, offsets, None)},
+            ids={
+                **{n: v[rows] for n, v in ids.items()},
+                "s": (flat, offsets, None),
+                "m": (flat, offsets, None),
+            },
             dense=dense[rows],
             labels=labels[rows],
         )
         return clip_batch(model, batch, batch_reads(model, batch), 1.0)[0]
 
     whole = total(np.arange(size))
-    parts = add_sums(add_sums(total(np.arange(11)), total(np.arange(11, 11))), total(np.arange(11, size)))
+    parts = add_sums(
+        add_sums(total(np.arange(11)), total(np.arange(11, 11))), total(np.arange(11, size))
+    )
     for name, value in whole.dense.items():
         np.testing.assert_allclose(parts.dense[name], value, rtol=1e-5, atol=1e-6)
     for name, sums in whole.groups.items():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
+from brute_force import ROWS, batches, schema_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brute_force import ROWS, batches, schema_of
 from dpads.kernels import clip, lookup, reference
 from dpads.kernels.merge import merge_runs
 from dpads.models import Mlp
@@ -27,7 +28,9 @@ def _places(data: Any, dim: int) -> tuple[Any, Any, Any]:
 def test_pool_equals_reference(data: Any) -> None:
     dim = data.draw(st.integers(1, 5))
     batch, layout, places = _places(data, dim)
-    array = np.random.default_rng(0).normal(size=(layout.groups[0].num_rows, dim)).astype(np.float32)
+    array = (
+        np.random.default_rng(0).normal(size=(layout.groups[0].num_rows, dim)).astype(np.float32)
+    )
     found = np.zeros((batch.num_examples, layout.width), np.float32)
     expected = np.zeros((batch.num_examples, layout.width))
     lookup.pool(array, places, found)
@@ -59,9 +62,11 @@ def test_square_norms_and_sums_equal_reference(data: Any) -> None:
     sums = np.empty((len(runs.rows), dim))
     clip.merged_sum(grads, places, examples, spread, runs, sums)
     total: dict[int, Any] = {int(row): np.zeros(dim) for row in runs.rows}
-    for u, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for u, (first, last) in enumerate(pairwise(offsets)):
         rows = reference.unit_table_gradient(grads, places, dim, first, last)
-        assert squares[u] == pytest.approx(sum((g**2).sum() for g in rows.values()), rel=1e-9, abs=1e-12)
+        assert squares[u] == pytest.approx(
+            sum((g**2).sum() for g in rows.values()), rel=1e-9, abs=1e-12
+        )
         assert squares[u] >= sum((g**2).sum() for g in rows.values()) * (1 - 1e-15)
         weight, bias = reference.unit_linear_gradient(inputs, grads, first, last)
         expected = (weight**2).sum() + (bias**2).sum()

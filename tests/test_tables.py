@@ -38,10 +38,12 @@ def _touched(t: int) -> np.ndarray:
     """A third of the rows is never touched, a third once, a third in every second iteration."""
     third = ROWS // 3
     often = np.arange(2 * third, ROWS) if t % 2 else np.arange(0)
-    return np.concatenate([np.arange(third, 2 * third)[t :: STEPS], often])
+    return np.concatenate([np.arange(third, 2 * third)[t::STEPS], often])
 
 
-def _train(kind: type[TableMechanism], reads: Sequence[int], seed: int = 0) -> dict[int, np.ndarray]:
+def _train(
+    kind: type[TableMechanism], reads: Sequence[int], seed: int = 0
+) -> dict[int, np.ndarray]:
     """Final values, and the values read before the iterations in `reads`."""
     array = np.full((ROWS, DIM), 0.5, np.float32)
     tables = _mechanism(kind, array, _update(), seed)
@@ -82,7 +84,9 @@ def _law_holds(sample: np.ndarray, mean: float, variance: float) -> bool:
 
 @pytest.mark.parametrize("kind", MECHANISMS)
 @pytest.mark.parametrize("reads", [(), (13, 14, 30)], ids=["unread", "read in between"])
-def test_every_row_has_the_law_of_dense_noise(kind: type[TableMechanism], reads: tuple[int, ...]) -> None:
+def test_every_row_has_the_law_of_dense_noise(
+    kind: type[TableMechanism], reads: tuple[int, ...]
+) -> None:
     seen = _train(kind, reads, seed=1)
     third = ROWS // 3
     for group in (0, 2):
@@ -95,11 +99,15 @@ def test_every_row_has_the_law_of_dense_noise(kind: type[TableMechanism], reads:
         assert not _law_holds(scaled[1], mean, variance)
         for t in reads:
             decay, shift, variance = _expected(group, 0, t)
-            assert _law_holds(seen[t][group * third : (group + 1) * third], 0.5 * decay + shift, variance)
+            assert _law_holds(
+                seen[t][group * third : (group + 1) * third], 0.5 * decay + shift, variance
+            )
 
 
 @pytest.mark.parametrize("kind", MECHANISMS)
-def test_rows_touched_once_have_their_own_mean_and_the_common_variance(kind: type[TableMechanism]) -> None:
+def test_rows_touched_once_have_their_own_mean_and_the_common_variance(
+    kind: type[TableMechanism],
+) -> None:
     values = _train(kind, (), seed=2)[STEPS][ROWS // 3 : 2 * (ROWS // 3)]
     update = _update()
     decay, _, variance = _expected(0, 0, STEPS)
@@ -189,7 +197,7 @@ def test_the_missed_variance_is_exact_at_both_ends_of_a_million_iterations() -> 
     decays = 1.0 - rates * 0.01
     table = lazy.tabulate(rates**2, decays)
     worst = 0.0
-    for a in [*range(0, 70), *range(steps - 200, steps)]:
+    for a in [*range(70), *range(steps - 200, steps)]:
         ends = range(a + 1, min(a + 140, steps) + 1)
         for b, exact in zip(ends, _exact(rates, decays, a, ends), strict=True):
             worst = max(worst, abs(float(lazy.missed_variance(table, a, b) / exact) - 1))
@@ -198,7 +206,9 @@ def test_the_missed_variance_is_exact_at_both_ends_of_a_million_iterations() -> 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.3])
-def test_the_missed_variance_is_exact_for_long_intervals(schedule: Any, weight_decay: float) -> None:
+def test_the_missed_variance_is_exact_for_long_intervals(
+    schedule: Any, weight_decay: float
+) -> None:
     steps = 9_001
     rates = learning_rates(schedule, 0.5, steps)
     decays = 1.0 - rates * weight_decay
@@ -206,7 +216,9 @@ def test_the_missed_variance_is_exact_for_long_intervals(schedule: Any, weight_d
     rng = np.random.default_rng(0)
     edges = [0, 1, 63, 64, 65, 127, 128, 4096, 8191, 8192, steps - 1]
     for a in [*edges, *rng.integers(0, steps, 12).tolist()]:
-        ends = sorted({*(b for b in edges if b > a), *rng.integers(a + 1, steps + 1, 12).tolist(), steps})
+        ends = sorted(
+            {*(b for b in edges if b > a), *rng.integers(a + 1, steps + 1, 12).tolist(), steps}
+        )
         for b, exact in zip(ends, _exact(rates, decays, a, ends), strict=True):
             assert float(lazy.missed_variance(table, a, b) / exact) == pytest.approx(1.0, abs=1e-9)
 
@@ -229,7 +241,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int, flo
     record: list[tuple[bytes, int, int, float]] = []
     original: Callable[..., None] = lazy.catch_up
 
-    def recording(array: Any, history: Any, rows: Any, step: int, key: Any, scale: float, table: Any) -> None:
+    def recording(
+        array: Any, history: Any, rows: Any, step: int, key: Any, scale: float, table: Any
+    ) -> None:
         for row in rows:
             if history[row] < step:
                 variance = scale**2 * lazy.missed_variance(table, int(history[row]), step)

@@ -1,0 +1,456 @@
+"""The private training loop: a state machine whose states are whole iterations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dpads
+from dpads.accounting.ledger import Ledger
+from dpads.checkpoint import Checkpoint, CheckpointFolder
+from dpads.clipping import ClippedSum, add_sums, batch_reads, clip_batch
+from dpads.errors import CheckpointError, ConfigError
+from dpads.kernels.keys import fresh_master_key
+from dpads.models.base import Description, Model
+from dpads.noise import NoiseMechanism, RunKeys
+from dpads.optimizers import (
+    Adam,
+    Optimizer,
+    Sgd,
+    check_table_optimizer,
+    optimizer_to_dict,
+)
+from dpads.plan import Plan
+from dpads.sampling import PoissonSampler
+from dpads.store import ExampleStore
+from dpads.tables import MECHANISMS, TableMechanism, TableUpdate, check_table_noise
+from dpads.tower_optimizer import TowerOptimizer
+
+PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """How the work is done; changing it never changes privacy.
+
+    Attributes:
+        threads: for kernels and torch; None for all cores this process may use.
+        physical_batch_size: examples in memory at a time; None for the whole batch. The result
+            changes by rounding alone.
+        checkpoint_seconds: time between checkpoints, where a folder for them was given.
+    """
+
+    threads: int | None = None
+    physical_batch_size: int | None = None
+    checkpoint_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "physical_batch_size"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ConfigError(f"Expected {name} to be a positive integer, got {value!r}.")
+        if not self.checkpoint_seconds > 0:
+            raise ConfigError(
+                f"Expected checkpoint_seconds to be positive, got {self.checkpoint_seconds!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What is trained with, beside the mechanism's numbers in the plan.
+
+    Attributes:
+        backend: "torch".
+        table_noise: "lazy" or "dense"; the law is the same.
+        table_optimizer: `Sgd`.
+        tower_optimizer: `Sgd` or `Adam`.
+        init_seed: of initial parameters and splits; public and harmless.
+        noise_seed: for tests only; recorded, and voids the claim.
+    """
+
+    backend: str = "torch"
+    table_noise: str = "lazy"
+    table_optimizer: Optimizer = field(default_factory=Sgd)
+    tower_optimizer: Optimizer = field(default_factory=Adam)
+    init_seed: int = 0
+    noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_table_noise(self.table_noise)
+        check_table_optimizer(self.table_optimizer)
+        for name in ("init_seed", "noise_seed"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 0):
+                raise ConfigError(f"Expected {name} to be an integer >= 0, got {value!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "backend": self.backend,
+            "table_noise": self.table_noise,
+            "table_optimizer": optimizer_to_dict(self.table_optimizer),
+            "tower_optimizer": optimizer_to_dict(self.tower_optimizer),
+            "init_seed": self.init_seed,
+            "noise_seed": self.noise_seed,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; nothing in it depends on private rows beyond the time that they take.
+
+    Attributes:
+        iteration: iterations done.
+        iterations: iterations planned.
+        examples_per_second: expected batch size over the time per iteration.
+        seconds_left: at that speed.
+    """
+
+    iteration: int
+    iterations: int
+    examples_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """Trains one model under one plan.
+
+    Args:
+        store: the training rows.
+        description: the model.
+        plan: the mechanism, resolved.
+        settings: optimizers, table noise, seeds.
+        performance: threads and memory.
+        ledger: receives the training entry before the first iteration.
+        checkpoint_dir: where checkpoints go; None keeps none.
+
+    Raises:
+        ConfigError: the plan's unit is not supported.
+
+    Guarantees:
+        - What runs is what is on the ledger: the sampler that draws gives the event, and the entry is
+          durable before the first batch is drawn.
+        - The run stops before the iteration that would exceed the plan's budget.
+        - A resumed run replays the iterations after its checkpoint to the bit, or refuses to start.
+    """
+
+    def __init__(
+        self,
+        store: ExampleStore,
+        description: Description,
+        plan: Plan,
+        settings: TrainingSettings,
+        performance: Performance,
+        ledger: Ledger,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        master = fresh_master_key()
+        if settings.noise_seed is not None:
+            master = hashlib.sha256(f"dpads.noise_seed.v1:{settings.noise_seed}".encode()).digest()
+        self._setup(store, description, plan, settings, performance, ledger, checkpoint_dir, master)
+        if plan.mechanism.iterations > 0:
+            self._open_entry()
+        self.save()
+
+    def _setup(
+        self,
+        store: ExampleStore,
+        description: Description,
+        plan: Plan,
+        settings: TrainingSettings,
+        performance: Performance,
+        ledger: Ledger,
+        checkpoint_dir: Path | None,
+        master: bytes,
+    ) -> None:
+        """Builds every part of the mechanism from the plan's numbers."""
+        if plan.privacy.unit != "example":
+            raise ConfigError(
+                f'unit = "{plan.privacy.unit}" cannot be trained yet. Use unit = "example".'
+            )
+        set_threads(performance.threads)
+        self._store = store
+        self._plan = plan
+        self._settings = settings
+        self._performance = performance
+        self._ledger = ledger
+        self._folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
+        self._master = master
+        self._saves = 0
+        self._identity = run_identity(store, description, plan, settings, performance)
+        keys = RunKeys(master, digest_of(self._identity))
+        mechanism = plan.mechanism
+        noise_stddev = 0.0
+        if mechanism.noise_multiplier > 0:
+            noise_stddev = mechanism.noise_multiplier * mechanism.l2_clip_norm
+        self._sampler = PoissonSampler(
+            mechanism.sampling_prob, mechanism.iterations, keys.key("sampling")
+        )
+        divisor = float(mechanism.expected_batch_size)
+        self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
+        self.model = description.init(
+            store.schema, seed=settings.init_seed, backend=settings.backend
+        )
+        self._tower = TowerOptimizer(
+            self.model.tower, settings.tower_optimizer, iterations=mechanism.iterations
+        )
+        update = TableUpdate(
+            check_table_optimizer(settings.table_optimizer),
+            iterations=mechanism.iterations,
+            noise_stddev=noise_stddev,
+            divisor=divisor,
+        )
+        kind = MECHANISMS[settings.table_noise]
+        self._tables: dict[str, TableMechanism] = {
+            name: kind(name, array, update, keys) for name, array in self.model.arrays.items()
+        }
+        self.iteration = 0
+        self.replayed = 0
+
+    @classmethod
+    def resume(
+        cls,
+        checkpoint_dir: Path,
+        store: ExampleStore,
+        description: Description,
+        plan: Plan,
+        settings: TrainingSettings,
+        performance: Performance,
+        ledger: Ledger,
+    ) -> Trainer:
+        """Goes on from the latest checkpoint; the iterations since are replayed to the bit.
+
+        Raises:
+            CheckpointError: there is no whole checkpoint, or something that changes the numbers
+                differs from when it was written; the message names it.
+        """
+        folder = CheckpointFolder(checkpoint_dir)
+        checkpoint = folder.load()
+        identity = run_identity(store, description, plan, settings, performance)
+        saved = checkpoint.facts["identity"]
+        different = sorted(k for k in {*identity, *saved} if identity.get(k) != saved.get(k))
+        if different:
+            raise CheckpointError(
+                f"{checkpoint_dir}: the run cannot be resumed, because {', '.join(different)} changed since "
+                "the checkpoint: the same noise would protect other gradients. Restore them, or train anew."
+            )
+        trainer = cls.__new__(cls)
+        master = bytes.fromhex(checkpoint.facts["master"])
+        trainer._setup(
+            store, description, plan, settings, performance, ledger, checkpoint_dir, master
+        )
+        trainer._restore(checkpoint)
+        begun = folder.progress()
+        trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, begun - trainer.iteration)
+        return trainer
+
+    @property
+    def executed(self) -> int:
+        """Iterations done, replays not counted twice."""
+        return self.iteration
+
+    @property
+    def planned(self) -> int:
+        """Iterations that the plan and its budget allow."""
+        return min(self._plan.mechanism.iterations, self._plan.allowed_iterations)
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Trains to the end, brings every row up to date, and closes the ledger's training entry."""
+        begin = last_report = last_save = time.monotonic()
+        first = self.iteration
+        while self.iteration < self.planned:
+            self.step()
+            now = time.monotonic()
+            if on_progress is not None and (
+                now - last_report >= PROGRESS_SECONDS or self.iteration == self.planned
+            ):
+                on_progress(self._progress(first, now - begin))
+                last_report = now
+            if now - last_save >= self._performance.checkpoint_seconds:
+                self.save()
+                last_save = time.monotonic()
+        self.finish()
+
+    def step(self) -> None:
+        """One iteration: draw, clip, sum, add noise, move.
+
+        Raises:
+            ConfigError: the plan allows no further iteration.
+        """
+        if self.iteration >= self.planned:
+            raise ConfigError(
+                f"All {self.planned} iterations that the plan allows are done. "
+                "Train anew with a larger budget."
+            )
+        if self._folder is not None:
+            self._folder.note_progress(self.iteration + 1)
+        units = self._sampler.units(self.iteration, self._store.num_examples)
+        total = self._clipped_sum(units)
+        self._tower.apply(self._noise.privatize(total, self.iteration))
+        for name, tables in self._tables.items():
+            tables.step(total.groups[name])
+        self.iteration += 1
+
+    def _clipped_sum(self, units: NDArray[np.int64]) -> ClippedSum:
+        """The clipped sum of one batch, in pieces that fit the physical batch size."""
+        size = self._performance.physical_batch_size or max(len(units), 1)
+        total: ClippedSum | None = None
+        for start in range(0, max(len(units), 1), size):
+            batch = self._store.read(units[start : start + size])
+            reads = batch_reads(self.model, batch)
+            for name, tables in self._tables.items():
+                tables.bring_up_to_date(reads[name].runs.rows)
+            clip_norm = self._plan.mechanism.l2_clip_norm
+            piece, _ = clip_batch(self.model, batch, reads, clip_norm)
+            total = piece if total is None else add_sums(total, piece)
+        assert total is not None
+        return total
+
+    def read_model(self) -> Model:
+        """An unplanned read of the present model: logged and committed before anything leaves.
+
+        Every row is brought up to date in the one true state and a checkpoint follows, so that a resumption
+        starts at or after the read and no noise is drawn twice.
+        """
+        self._ledger.append(
+            kind="unplanned_read",
+            description=f"The model was read at iteration {self.iteration}, inside the training entry.",
+            rows="train",
+            treatment="covered_by_accounting",
+        )
+        self._flush()
+        self.save()
+        return self.model
+
+    def finish(self) -> None:
+        """Brings every row up to date and notes on the ledger how many iterations ran."""
+        self._flush()
+        self.save()
+        self._close_entry()
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+    def _flush(self) -> None:
+        """Brings every row of every table up to date."""
+        for tables in self._tables.values():
+            tables.flush()
+
+    def save(self) -> None:
+        """Writes a checkpoint, where a folder for them was given; it flushes nothing."""
+        if self._folder is None:
+            return
+        self._saves += 1
+        facts = {
+            "identity": self._identity,
+            "iteration": self.iteration,
+            "master": self._master.hex(),
+            "replayed": self.replayed,
+            "saves": self._saves,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            **{f"array.{name}": value for name, value in self.model.arrays.items()},
+            **{f"dense.{name}": value for name, value in self.model.dense.items()},
+            **{f"history.{name}": tables.history for name, tables in self._tables.items()},
+            **{f"optimizer.{name}": value for name, value in self._tower.state().items()},
+        }
+        self._folder.save(Checkpoint(facts, arrays))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Sets the state that a checkpoint kept."""
+        self.iteration = int(checkpoint.facts["iteration"])
+        self._saves = int(checkpoint.facts["saves"])
+        arrays = checkpoint.arrays
+        for name, value in self.model.arrays.items():
+            value[...] = arrays[f"array.{name}"]
+        for name, value in self.model.dense.items():
+            value[...] = arrays[f"dense.{name}"]
+        for name, tables in self._tables.items():
+            tables.restore(arrays[f"history.{name}"], self.iteration)
+        prefix = "optimizer."
+        self._tower.restore(
+            {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)}
+        )
+
+    def _open_entry(self) -> None:
+        """Puts the preregistered maximum of iterations on the ledger, before any batch is drawn."""
+        mechanism = self._plan.mechanism
+        private = mechanism.noise_multiplier > 0
+        self._ledger.append(
+            kind="training",
+            description=f"{mechanism.iterations} iterations of DP-SGD over tower and tables",
+            rows="train",
+            treatment="covered_by_accounting" if private else "not_covered",
+            dp_event=self._sampler.event(mechanism.noise_multiplier) if private else None,
+        )
+
+    def _close_entry(self) -> None:
+        """Notes how many iterations ran."""
+        self._ledger.append(
+            kind="training_finished",
+            description=f"{self.executed} iterations ran, {self.replayed} were replayed to the bit",
+            rows="train",
+            treatment="covered_by_accounting",
+        )
+
+    def _progress(self, first: int, seconds: float) -> Progress:
+        """Speed since the run began."""
+        rate = (self.iteration - first) / max(seconds, 1e-9)
+        examples = rate * float(self._plan.mechanism.expected_batch_size)
+        return Progress(
+            self.iteration, self.planned, examples, (self.planned - self.iteration) / rate
+        )
+
+
+def set_threads(threads: int | None) -> None:
+    """Gives numba and torch the same number of threads."""
+    import numba
+    import torch
+
+    number = threads or len(os.sched_getaffinity(0))
+    try:
+        numba.set_num_threads(number)
+    except ValueError:
+        raise ConfigError(
+            f"Expected threads to be at most the number of cores, got {number}."
+        ) from None
+    torch.set_num_threads(number)
+
+
+def run_identity(
+    store: ExampleStore,
+    description: Description,
+    plan: Plan,
+    settings: TrainingSettings,
+    performance: Performance,
+) -> dict[str, Any]:
+    """Everything that changes the numbers of a run: run keys are bound to it."""
+    return {
+        "plan": json.loads(plan.to_json()),
+        "settings": settings.to_dict(),
+        "model": description.to_dict(),
+        "schema": store.schema.fingerprint(),
+        "store": store.fingerprint,
+        "threads": performance.threads or len(os.sched_getaffinity(0)),
+        "physical_batch_size": performance.physical_batch_size,
+        "processor": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("numba", "numpy", "torch")}
+        | {"dpads": dpads.__version__},
+    }
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a run's identity."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
