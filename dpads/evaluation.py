@@ -7,7 +7,7 @@ a guarantee. Whoever publishes them publishes facts about those rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -103,7 +103,6 @@ def metrics(
         entropy); Nixon et al. 2019, arXiv 1904.01685 (bins of equal mass); Denison et al. 2022,
         arXiv 2211.11896 (AUC loss and Poisson log loss).
     """
-    names = COUNT_METRICS if task == "count" else BINARY_METRICS
     y = _vector(labels, "labels")
     p = _vector(predictions, "predictions")
     w = np.ones(len(y)) if weights is None else _vector(weights, "weights")
@@ -116,33 +115,40 @@ def metrics(
     if not np.isfinite(y).all() or (y < 0).any() or (binary and not np.isin(y, (0.0, 1.0)).all()):
         raise DataError(f"labels: expected {'0 or 1' if binary else 'finite numbers >= 0'}.")
     if not np.isfinite(p).all():
-        return _all_undefined(names, "the model's predictions are not all finite numbers")
+        return no_metrics(task, "the model's predictions are not all finite numbers")
     if (p < 0).any() or (binary and (p > 1).any()):
         raise DataError(f"predictions: expected {'[0, 1]' if binary else 'numbers >= 0'}.")
     if not w.sum() > 0:
-        return _all_undefined(names, "there are no rows of positive weight")
+        return no_metrics(task, "there are no rows of positive weight")
     return _binary(y, p, w) if binary else _count(y, p, w)
 
 
 def relative_increase(
-    task: Task, values: Mapping[str, float | None], reference: Metrics
-) -> Metrics:
+    task: Task, values: Mapping[str, float | None], reference: Mapping[str, float | None]
+) -> float | None:
     """By how much a model's loss exceeds the reference's, as a fraction of the reference's.
 
     The loss is the one that the paper compares by: `auc_loss` for "ctr" and "cvr",
     `poisson_log_loss` for "count" (which may be negative: the divisor is its magnitude).
 
+    Returns:
+        The fraction; None where one of the losses is not defined or the reference's is zero.
+
     Examples:
-        >>> relative_increase("ctr", {"auc_loss": 0.22}, Metrics({"auc_loss": 0.20}))
-        {'auc_loss': 0.1}
+        >>> relative_increase("ctr", {"auc_loss": 0.22}, {"auc_loss": 0.20})
+        0.1
     """
     name = HEADLINE_LOSS[task]
     mine, theirs = values.get(name), reference.get(name)
-    if mine is None or theirs is None:
-        return Metrics({name: None}, {name: "one of the two losses is not defined"})
-    if theirs == 0.0:
-        return Metrics({name: None}, {name: "the reference's loss is zero"})
-    return Metrics({name: round((mine - theirs) / abs(theirs), 12)})
+    if mine is None or theirs is None or theirs == 0.0:
+        return None
+    return round((mine - theirs) / abs(theirs), 12)
+
+
+def no_metrics(task: Task, reason: str) -> Metrics:
+    """Every metric of a task as undefined, for one reason."""
+    names = COUNT_METRICS if task == "count" else BINARY_METRICS
+    return Metrics(dict.fromkeys(names), dict.fromkeys(names, reason))
 
 
 def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
@@ -212,11 +218,6 @@ def _expected_calibration_error(
 def _entropy(rate: float) -> float:
     """Entropy of a coin, natural logarithm."""
     return -(rate * math.log(rate) + (1.0 - rate) * math.log1p(-rate))
-
-
-def _all_undefined(names: Iterable[str], reason: str) -> Metrics:
-    """Every metric None, for one reason."""
-    return Metrics(dict.fromkeys(names), dict.fromkeys(names, reason))
 
 
 def _vector(values: ArrayLike, what: str) -> NDArray[np.float64]:

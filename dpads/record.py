@@ -1,0 +1,224 @@
+"""What a run leaves: the record of how it came about, and the files of its folder.
+
+    RUN/
+      run.json            this record
+      model.safetensors   the parameters          } with the --public statement, what may be released;
+      model.json          what they belong to     } everything else in the folder is internal
+      ledger.jsonl        every access to private rows, hash-chained
+      metrics.json        test metrics: exact reads of the test rows
+      statement.json      what is guaranteed, for machines
+      statement.md        what is guaranteed, for people
+      config.toml         how to run it again
+
+Nothing is pickled. A run that has not finished is in RUN.partial, with checkpoints/, which is secret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import dpads
+from dpads.errors import ConfigError, RunError, StoreError
+
+if TYPE_CHECKING:
+    from dpads.models.base import Model
+
+RUN: Final = "run.json"
+PARAMETERS: Final = "model.safetensors"
+MODEL: Final = "model.json"
+LEDGER: Final = "ledger.jsonl"
+METRICS: Final = "metrics.json"
+STATEMENT_JSON: Final = "statement.json"
+STATEMENT_MD: Final = "statement.md"
+CONFIG: Final = "config.toml"
+CHECKPOINTS: Final = "checkpoints"
+REFERENCE: Final = "reference.json"  # only while the run is partial: the reference's metrics
+FORMAT: Final = 1
+# The packages whose versions decide what the numbers are.
+PACKAGES: Final = ("dp-accounting", "numba", "numpy", "polars", "scipy", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """How a run came about, as plain data.
+
+    Attributes:
+        created_at: when training ended, UTC, ISO 8601.
+        plan: the resolved mechanism and promise (`Plan.to_json`).
+        settings: optimizers, table noise, seeds.
+        performance: threads and memory.
+        model: the model's description.
+        schema: the columns.
+        train_fingerprint: keyed hash of the training store; only the key's holder can check it.
+        test_fingerprint: likewise of the test store, or None.
+        executed: iterations that ran.
+        replayed: iterations that were run again, to the bit, after an interruption.
+        reference: whether a reference was trained without noise on the same rows.
+        artifacts: SHA-256 of the released files by name.
+        statement: facts that people supplied for the statement.
+        versions: of Python, dpads and the packages that decide the numbers.
+        format: of the run folder.
+    """
+
+    created_at: str
+    plan: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    performance: Mapping[str, Any]
+    model: Mapping[str, Any]
+    schema: Mapping[str, Any]
+    train_fingerprint: str
+    test_fingerprint: str | None
+    executed: int
+    replayed: int
+    reference: bool
+    artifacts: Mapping[str, str]
+    statement: Mapping[str, str]
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            RunError: a key is missing or unknown, or another format wrote it.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        if data.get("format") != FORMAT or set(data) != known:
+            raise RunError(
+                f"{RUN}: expected the record of a run in format {FORMAT}. Load it with the version of "
+                "dpads that wrote it."
+            )
+        return cls(**data)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {
+        "python": platform.python_version(),
+        "dpads": dpads.__version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def now() -> str:
+    """The present time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader sees the old text or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file as a whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def to_json(data: Any) -> str:
+    """Readable JSON; NaN and infinity are refused."""
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing. The folder is no whole run.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise RunError(f"{path}: damaged. Restore it from a copy.") from None
+
+
+def parameters_of(model: Model) -> bytes:
+    """All parameters of a model as a safetensors file; equal parameters give equal bytes."""
+    from safetensors.numpy import save
+
+    return save(model.state(), metadata={"format": "dpads"})
+
+
+def describe_model(model: Model) -> str:
+    """model.json: what the parameters belong to."""
+    return to_json(
+        {
+            "format": FORMAT,
+            "model": model.description.to_dict(),
+            "schema": model.schema.to_dict(),
+            "dpads": dpads.__version__,
+        }
+    )
+
+
+def load_model(folder: Path) -> Model:
+    """Reads model.json and model.safetensors.
+
+    Raises:
+        RunError: a file is missing or damaged, or the two do not belong together.
+    """
+    import safetensors
+    from safetensors.numpy import load_file
+
+    from dpads.models import describe
+    from dpads.schema import FeatureSchema
+
+    facts = read_json(folder / MODEL)
+    path = folder / PARAMETERS
+    try:
+        model = describe(facts["model"]).init(FeatureSchema.from_dict(facts["schema"]))
+        model.load_state(load_file(path))
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing. The folder is no whole run.") from None
+    except safetensors.SafetensorError:
+        raise RunError(f"{path}: damaged. Restore it from a copy.") from None
+    except (KeyError, ConfigError) as error:
+        raise RunError(f"{folder}: {MODEL} and {PARAMETERS} disagree: {error}") from None
+    return model
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a whole run."""
+    return (path / RUN).is_file()
+
+
+def partial_of(out: Path) -> Path:
+    """Where a run stays until it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def check_free(out: Path) -> None:
+    """Refuses to write where something is.
+
+    Raises:
+        StoreError: the path exists.
+    """
+    if out.exists():
+        raise StoreError(f"{out}: exists already. Name another --out, or move it away.")
