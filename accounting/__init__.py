@@ -1,0 +1,21 @@
+"""Privacy accounting: events, accountants, calibration, the ledger and the guarantee statement.
+
+Everything here works on plain numbers and plain data: no module of this package knows about
+models, kernels or tensors, so a stranger can check a guarantee without any of them.
+
+    canonical     one byte string per JSON value, and its digest
+    events        what ran, as a JSON tree of mechanisms; the one place that builds `DpEvent`s
+    accountant    epsilon of an event: the smaller of two upper bounds (PLD and RDP)
+    precision     PLD composition with its numerical error bounded
+    calibration   the noise, iterations or batch size that meet a target epsilon from below
+    mechanism     the promise that is wanted and the mechanism that keeps it, as plain numbers
+    ledger        the append-only, hash-chained list of every access to private data
+    checks        each assumption of a guarantee, and what enforces it
+    statement     the guarantee as data; rendering turns it into Markdown
+"""
+
+if __name__ != "dpads.accounting":
+    raise ImportError(
+        f"Expected this package to be imported as dpads.accounting, got {__name__!r}. "
+        "Use: import dpads.accounting"
+    )

@@ -1,0 +1,83 @@
+"""How wide the grid of privacy losses is that PLD rounds to."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from json import loads
+
+from dpads.accounting.canonical import canonical_bytes
+from dpads.accounting.events import EventTree, iterations_of, leaves
+from dpads.accounting.relation import Relation
+from dpads.accounting.renyi import epsilon_of_curve, rdp_curve
+
+VALUE_DISCRETIZATION_INTERVAL = 1e-3
+"""Width of PLD's grid of privacy losses for up to 10^4 iterations; finer above."""
+
+_ITERATIONS_ON_THE_FULL_GRID = 10_000
+_FINEST_INTERVAL = 1e-5
+_GRID_POINTS = 500_000
+
+
+def grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float:
+    """PLD's grid: fine enough to be tight, coarse enough to fit into memory.
+
+    Rounding one iteration's loss to the grid adds a variance of about interval^2 / 4, so beyond
+    10^4 iterations the interval shrinks with their square root; for a small epsilon it shrinks
+    with epsilon.
+    """
+    event = loads(event_bytes)
+    scale = epsilon_scale(event_bytes, delta)
+    crowd = math.sqrt(_ITERATIONS_ON_THE_FULL_GRID / max(1, iterations_of(event)))
+    fine = VALUE_DISCRETIZATION_INTERVAL * min(1.0, crowd, 5.0 * scale)
+    widest = max(_loss_span(leaf, relation) for leaf in leaves(event))
+    coarse = max(widest, 4.0 * scale) / _GRID_POINTS
+    return max(fine, coarse, _FINEST_INTERVAL)
+
+
+def _loss_span(leaf: EventTree, relation: Relation) -> float:
+    """About the largest privacy loss that one iteration has with any chance worth counting."""
+    noise = leaf.get("noise_multiplier") or leaf.get("event", {}).get("noise_multiplier")
+    if noise is None:
+        return 0.0
+    sensitivity = max(leaf.get("sensitivities", [1.0]))
+    if relation is Relation.REPLACE_ONE or leaf["kind"] == "truncated_poisson_gaussian":
+        sensitivity *= 2.0
+    ratio = float(sensitivity / noise)
+    return ratio * ratio / 2.0 + 10.0 * ratio
+
+
+@lru_cache(maxsize=1024)
+def epsilon_scale(event_bytes: bytes, delta: float) -> float:
+    """About how large epsilon is, from RDP of a stand-in: enough to choose a grid."""
+    stand_in = canonical_bytes(_stand_in(loads(event_bytes)))
+    curve = rdp_curve(stand_in, Relation.ADD_OR_REMOVE_ONE)
+    if curve is None:
+        raise AssertionError("the stand-in holds nothing but Gaussians, which RDP knows")
+    groups = (max(leaf.get("sensitivities", [1.0])) for leaf in leaves(loads(event_bytes)))
+    largest_group: float = max(1.0, *groups)
+    return largest_group * epsilon_of_curve(*curve, delta)
+
+
+def _stand_in(event: EventTree) -> EventTree:
+    """The event with every leaf made one unit's Gaussian, Poisson-sampled where it was sampled."""
+    kind = event["kind"]
+    if kind == "self_composed":
+        return {**event, "event": _stand_in(event["event"])}
+    if kind == "composed":
+        return {**event, "events": [_stand_in(e) for e in event["events"]]}
+    if kind in ("repeat_and_select", "fixed_order_pass"):
+        return _stand_in(event["event"])
+    if kind == "mixture_of_gaussians":
+        one_joins = 1.0 - event["sampling_probs"][0] ** (1.0 / max(1.0, *event["sensitivities"]))
+        return _sampled(event["noise_multiplier"], one_joins)
+    if kind == "truncated_poisson_gaussian":
+        return _sampled(event["noise_multiplier"], event["sampling_prob"])
+    return event
+
+
+def _sampled(noise_multiplier: float, sampling_prob: float) -> EventTree:
+    """A Poisson-sampled Gaussian, slack or none as it comes."""
+    inner = {"kind": "gaussian", "noise_multiplier": noise_multiplier}
+    prob = min(1.0, max(sampling_prob, 1e-12))
+    return {"kind": "poisson_sampled", "sampling_prob": prob, "event": inner}

@@ -1,0 +1,134 @@
+"""PLD composition in extended precision, for deltas that float64's Fourier transform cannot see.
+
+dp-accounting composes an iteration with itself by raising a Fourier transform to the number of
+iterations. In float64 the error of delta reaches about 2 * iterations * 2^-53, in either
+direction, whatever delta is: at 2798 iterations and delta 1e-12 epsilon comes out 0.007 too
+small, at 10^5 iterations twice too large. The same algorithm on `numpy.longdouble` (64 bits of
+mantissa on x86, as many as float64 where the platform has none) leaves 1/2000 of that error.
+The bound used here is twice the largest error that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpads.accounting.events import EventTree, to_dp_event
+
+if TYPE_CHECKING:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld.pld_pmf import PLDPmf
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+_ERRORS_PER_ITERATION = 4
+_TRANSFORMS_BESIDES = 8
+
+
+def composition_error(iterations: int, *, extended: bool) -> float:
+    """A bound of the error of delta that composing by Fourier transforms leaves.
+
+    Args:
+        iterations: Leaf mechanisms composed.
+        extended: Whether composed in `numpy.longdouble` instead of float64.
+    """
+    kind = np.longdouble if extended else np.float64
+    unit_roundoff = float(np.finfo(kind).eps) / 2.0
+    return _ERRORS_PER_ITERATION * (iterations + _TRANSFORMS_BESIDES) * unit_roundoff
+
+
+def compose(
+    event: EventTree, relation: NeighboringRelation, interval: float, *, extended: bool
+) -> PrivacyLossDistribution:
+    """The privacy loss distribution of an event.
+
+    `PLDAccountant` composes the same parts, and adds 1.5e-15 per iteration to the mass at infinity
+    when it is given them one by one.
+
+    Args:
+        event: A tree without `non_private` that `PLDAccountant` supports under the relation.
+        relation: dp-accounting's neighbouring relation.
+        interval: Width of the grid of losses.
+        extended: Whether to compose in `numpy.longdouble` instead of float64.
+    """
+    from dp_accounting.pld import privacy_loss_distribution
+
+    parts = [
+        _leaf(leaf, count, relation, interval, extended=extended)
+        for leaf, count in _counted_leaves(event, 1)
+    ]
+    if not parts:
+        return privacy_loss_distribution.identity(value_discretization_interval=interval)
+    total = parts[0]
+    for part in parts[1:]:
+        # Truncating tails here would count the transform's rounding noise as mass at infinity.
+        total = total.compose(part, tail_mass_truncation=0)
+    return total
+
+
+def _counted_leaves(event: EventTree, count: int) -> list[tuple[EventTree, int]]:
+    """The leaves with how often each is composed."""
+    if event["kind"] == "self_composed":
+        return _counted_leaves(event["event"], count * event["count"])
+    if event["kind"] == "composed":
+        return [pair for e in event["events"] for pair in _counted_leaves(e, count)]
+    return [] if event["kind"] == "no_op" else [(event, count)]
+
+
+def _leaf(
+    leaf: EventTree, count: int, relation: NeighboringRelation, interval: float, *, extended: bool
+) -> PrivacyLossDistribution:
+    """One mechanism composed with itself."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    dp_event = to_dp_event(leaf)
+    if leaf["kind"] in ("gaussian", "fixed_order_pass"):
+        # Plain Gaussians compose in closed form: no transform is raised to a power.
+        return pld.from_gaussian_mechanism(
+            dp_event.noise_multiplier / math.sqrt(count),
+            value_discretization_interval=interval,
+            neighboring_relation=relation,
+        )
+    if leaf["kind"] == "poisson_sampled":
+        one = pld.from_gaussian_mechanism(
+            dp_event.event.noise_multiplier,
+            value_discretization_interval=interval,
+            sampling_prob=dp_event.sampling_probability,
+            neighboring_relation=relation,
+        )
+    elif leaf["kind"] == "mixture_of_gaussians":
+        one = pld.from_mixture_gaussian_mechanism(
+            dp_event.standard_deviation,
+            dp_event.sensitivities,
+            dp_event.sampling_probs,
+            value_discretization_interval=interval,
+        )
+    else:
+        one = pld.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=dp_event.dataset_size,
+            sampling_probability=dp_event.sampling_probability,
+            truncated_batch_size=dp_event.truncated_batch_size,
+            noise_multiplier=dp_event.noise_multiplier,
+            value_discretization_interval=interval,
+            neighboring_relation=relation,
+        )
+    if extended:
+        # One distribution serves both directions where they are equal.
+        pmfs = [one._pmf_remove] if one._symmetric else [one._pmf_remove, one._pmf_add]
+        one = pld.PrivacyLossDistribution(*(_widen(pmf) for pmf in pmfs))
+    return one.self_compose(count)
+
+
+def _widen(pmf: PLDPmf) -> PLDPmf:
+    """The same distribution with probabilities in `numpy.longdouble`."""
+    from dp_accounting.pld.pld_pmf import DensePLDPmf
+
+    dense = pmf.to_dense_pmf()
+    return DensePLDPmf(
+        dense._discretization,
+        dense._lower_loss,
+        np.asarray(dense._probs, dtype=np.longdouble),
+        dense._infinity_mass,
+        dense._pessimistic_estimate,
+    )
