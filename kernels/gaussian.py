@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, float64, int64, njit, prange, types, uint32
+from numba import float32, float64, int32, int64, njit, prange, types, uint32
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from dpads.kernels.chacha import LANES, WORDS, keystream, set_key
 
-SQRT_HALF = 0.7071067811865476
 LOG_2 = 0.6931471805599453
+TURN = 1.4629180792671596e-09  # 2 pi / 2^32
 GROUPS_PER_TASK = 64  # rows per parallel task / LANES: amortises the scratch arrays
 
 
@@ -44,68 +44,63 @@ _bits: Any = intrinsic(_bits_of)
 _from_bits: Any = intrinsic(_float_of)
 
 
-@njit(inline="always")
+@njit(inline="always", error_model="numpy")
 def _log(u: float) -> float:
-    """Natural logarithm of a positive normal float64, relative error below 1e-13."""
+    """Natural logarithm of a positive normal float64, relative error below 1e-8."""
     bits = _bits(u)
-    exponent = (bits >> int64(52)) - int64(1023)
-    mantissa = _from_bits((bits & int64(0x000FFFFFFFFFFFFF)) | int64(0x3FF0000000000000))
-    high = mantissa > 1.4142135623730951
-    mantissa = mantissa * 0.5 if high else mantissa
-    scale = float64(exponent) + (1.0 if high else 0.0)
+    # adding the difference between 2 and sqrt(2) carries into the exponent where the mantissa exceeds sqrt(2)
+    exponent = ((bits + int64(0x00095F619980C433)) >> int64(52)) - int64(1023)
+    mantissa = _from_bits(bits - (exponent << int64(52)))
     s = (mantissa - 1.0) / (mantissa + 1.0)
     t = s * s
-    poly = 1.0 / 17.0
-    poly = poly * t + 1.0 / 15.0
-    poly = poly * t + 1.0 / 13.0
-    poly = poly * t + 1.0 / 11.0
+    poly = 1.0 / 11.0
     poly = poly * t + 1.0 / 9.0
     poly = poly * t + 1.0 / 7.0
     poly = poly * t + 1.0 / 5.0
     poly = poly * t + 1.0 / 3.0
-    return float(scale * LOG_2 + 2.0 * s * (1.0 + poly * t))
+    return float(float64(exponent) * LOG_2 + 2.0 * (s + s * t * poly))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def lane_normals(words: NDArray[np.uint32], pairs: int, out: NDArray[np.float32]) -> None:
     """Turns lane-layout words into lane-layout standard normals.
 
     Args:
         words: uint32[>= 3 * pairs * LANES], word w of lane l at w * LANES + l.
         pairs: normals per lane / 2.
-        out: float32[2 * pairs * LANES], normal n of lane l at n * LANES + l.
+        out: float32[(2 * pairs + 1) * LANES], normal n of lane l at n * LANES + l; the rest is scratch.
     """
+    radii = out[2 * pairs * LANES :]
     for p in range(pairs):
+        high, low, turn = (3 * p) * LANES, (3 * p + 1) * LANES, (3 * p + 2) * LANES
         for lane in range(LANES):
-            first = float64(words[(3 * p) * LANES + lane])
-            second = float64(words[(3 * p + 1) * LANES + lane])
+            first = float64(words[high + lane])
+            second = float64(words[low + lane])
             u = first * 2.0**-32 + (second + 0.5) * 2.0**-64
-            radius = np.sqrt(max(-2.0 * _log(u), 0.0))
-            turn = float64(words[(3 * p + 2) * LANES + lane]) * 2.0**-32
-            octant = np.floor(turn * 4.0 + 0.5)
-            x = (turn - octant * 0.25) * 6.283185307179586
-            t = x * x
-            sine = -1.0 / 39916800.0
-            sine = sine * t + 1.0 / 362880.0
-            sine = sine * t - 1.0 / 5040.0
-            sine = sine * t + 1.0 / 120.0
-            sine = sine * t - 1.0 / 6.0
-            sine = x + x * t * sine
-            cosine = 1.0 / 479001600.0
-            cosine = cosine * t - 1.0 / 3628800.0
-            cosine = cosine * t + 1.0 / 40320.0
-            cosine = cosine * t - 1.0 / 720.0
-            cosine = cosine * t + 1.0 / 24.0
-            cosine = cosine * t - 0.5
-            cosine = 1.0 + t * cosine
-            quadrant = int64(octant) & int64(3)
-            swap = (quadrant & int64(1)) == int64(1)
-            c = sine if swap else cosine
-            s = cosine if swap else sine
-            c = -c if (quadrant == int64(1)) or (quadrant == int64(2)) else c
-            s = -s if quadrant >= int64(2) else s
-            out[(2 * p) * LANES + lane] = float32(radius * c)
-            out[(2 * p + 1) * LANES + lane] = float32(radius * s)
+            radii[lane] = float32(np.sqrt(abs(2.0 * _log(u))))
+        for lane in range(LANES):
+            word = words[turn + lane]
+            # quarter turns, and the rest as a signed fraction of half a quarter: exact in integers
+            quarter = uint32(uint32(word + uint32(0x20000000)) >> uint32(30))
+            rest = int32(uint32(word - uint32(quarter << uint32(30))))
+            x = float32(float32(rest) * float32(TURN))
+            t = float32(x * x)
+            sine = float32(t * float32(-1.9515296e-4) + float32(8.3321609e-3))
+            sine = float32(sine * t + float32(-1.6666655e-1))
+            sine = float32(x + x * t * sine)
+            cosine = float32(t * float32(2.4433157e-5) + float32(-1.3887316e-3))
+            cosine = float32(cosine * t + float32(4.1666646e-2))
+            cosine = float32(float32(1.0) + t * (cosine * t - float32(0.5)))
+            odd = float32(quarter & uint32(1))
+            even = float32(float32(1.0) - odd)
+            # the sign of cosine over quarters is + - - +, that of sine + + - -
+            c_sign = float32(
+                float32(1.0) - float32(uint32(uint32(quarter + uint32(1)) & uint32(2)))
+            )
+            s_sign = float32(float32(1.0) - float32(quarter & uint32(2)))
+            radius = radii[lane]
+            out[(2 * p) * LANES + lane] = radius * c_sign * (even * cosine + odd * sine)
+            out[(2 * p + 1) * LANES + lane] = radius * s_sign * (even * sine + odd * cosine)
 
 
 @njit(inline="always")
@@ -118,6 +113,12 @@ def pairs_of(dim: int) -> int:
 def blocks_of(dim: int) -> int:
     """ChaCha blocks that a row of `dim` numbers takes."""
     return (3 * pairs_of(dim) + WORDS - 1) // WORDS
+
+
+@njit(inline="always")
+def scratch_of(dim: int) -> int:
+    """Length of the array that `group_normals` writes to."""
+    return (2 * pairs_of(dim) + 1) * LANES
 
 
 @njit(cache=True, nogil=True)
@@ -141,7 +142,7 @@ def group_normals(
         count: number of the rows taken, at most LANES.
         step: the iteration of the address.
         dim: normals per row.
-        out: float32[2 * pairs_of(dim) * LANES].
+        out: float32[scratch_of(dim)], normal n of row l at n * LANES + l.
     """
     for lane in range(LANES):
         row = rows[start + min(lane, count - 1)]
@@ -175,7 +176,7 @@ def fill_normals(
     for task in prange((len(rows) + span - 1) // span):
         initial = np.empty(WORDS * LANES, np.uint32)
         words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(2 * pairs_of(dim) * LANES, np.float32)
+        normals = np.empty(scratch_of(dim), np.float32)
         set_key(initial, key)
         for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
             count = min(LANES, len(rows) - start)

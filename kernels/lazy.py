@@ -14,7 +14,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from dpads.kernels.chacha import LANES, WORDS, set_key
-from dpads.kernels.gaussian import GROUPS_PER_TASK, blocks_of, group_normals, pairs_of
+from dpads.kernels.gaussian import GROUPS_PER_TASK, blocks_of, group_normals, scratch_of
 
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS
@@ -162,7 +162,7 @@ def catch_up(
     for task in prange((len(rows) + span - 1) // span):
         initial = np.empty(WORDS * LANES, np.uint32)
         words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(2 * pairs_of(dim) * LANES, np.float32)
+        normals = np.empty(scratch_of(dim), np.float32)
         set_key(initial, key)
         for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
             count = min(LANES, len(rows) - start)
@@ -210,7 +210,7 @@ def dense_noise(
     for task in prange((len(array) + span - 1) // span):
         initial = np.empty(WORDS * LANES, np.uint32)
         words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(2 * pairs_of(dim) * LANES, np.float32)
+        normals = np.empty(scratch_of(dim), np.float32)
         rows = np.arange(task * span, min((task + 1) * span, len(array)))
         set_key(initial, key)
         for start in range(0, len(rows), LANES):

@@ -129,14 +129,16 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
     model = dpads.models.Logistic().init(schema)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        big = float(10 ** rng.uniform(0, 18))
+        big = float(10 ** rng.uniform(3, 18))
         count = int(rng.integers(2, 30)) * 2
-        dense = np.full((count, 1), big) * (1 + 1e-7 * rng.normal(size=(count, 1)))
+        weights = rng.uniform(0.5, 2, count)  # products with clip factors then round differently
         labels = np.tile([0, 1], count // 2)
+        rest = 1 + 10 ** rng.uniform(-6.5, -3) * rng.normal(size=count)
         batch = dpads.SparseBatch.from_arrays(
             ids={"a": rng.integers(0, 5, count)},
-            dense=dense,
+            dense=(big * rest / weights)[:, None],
             labels=labels,
+            weights=weights,
             unit_offsets=[0, count],
         )
         out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
