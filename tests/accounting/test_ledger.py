@@ -1,0 +1,227 @@
+"""The ledger: durable, append-only, and every alteration is found and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dp_accounting as dp
+import pytest
+
+from dpads.accounting import events
+from dpads.accounting.accountant import Relation, epsilon_of
+from dpads.accounting.ledger import KINDS, Ledger, LedgerEntry, joint_event
+from dpads.errors import InputError, VerificationError
+
+RUN = events.dp_sgd(1.0, 0.01, 100)
+
+
+def fill(ledger: Ledger) -> Ledger:
+    ledger.append(
+        kind="training",
+        description="100 iterations of DP-SGD",
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=RUN,
+    )
+    ledger.append(
+        kind="training_finished",
+        description="100 iterations ran",
+        rows="train",
+        treatment="covered_by_accounting",
+        details={"executed": 100, "replayed": 0},
+    )
+    ledger.append(kind="evaluation", description="exact AUC", rows="test", treatment="not_covered")
+    return ledger
+
+
+def test_what_was_appended_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = fill(Ledger(path))
+    loaded = Ledger.load(path)
+    assert loaded.entries == ledger.entries
+    assert loaded.head == ledger.head
+    assert path.read_bytes() == ledger.to_jsonl() == fill(Ledger()).to_jsonl()
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_loaded_ledger_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    fill(Ledger.load(path))
+    assert len(Ledger.load(path).entries) == 6
+
+
+def test_a_saved_copy_is_whole_and_never_overwrites(tmp_path: Path) -> None:
+    ledger = fill(Ledger())
+    ledger.save(tmp_path / "copy.jsonl")
+    assert Ledger.load(tmp_path / "copy.jsonl").entries == ledger.entries
+    with pytest.raises(InputError, match="found one"):
+        ledger.save(tmp_path / "copy.jsonl")
+
+
+def test_an_entry_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    assert not path.exists()
+    for count in range(1, 4):
+        ledger.append(kind="upstream", description="x", rows="none", treatment="not_covered")
+        assert path.read_bytes().count(b"\n") == count
+
+
+def test_every_altered_byte_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        other = b"7" if whole[position : position + 1] != b"7" else b"8"
+        path.write_bytes(whole[:position] + other + whole[position + 1 :])
+        with pytest.raises(VerificationError, match=r"line [1-3]"):
+            Ledger.load(path)
+
+
+@pytest.mark.parametrize(
+    ("order", "line"),
+    [
+        ((1, 2), 1),
+        ((0, 2), 2),
+        ((1, 0, 2), 1),
+        ((0, 2, 1), 2),
+        ((0, 0, 1, 2), 2),
+        ((0, 1, 1, 2), 3),
+    ],
+)
+def test_lines_taken_out_moved_or_repeated_are_named(
+    tmp_path: Path, order: tuple[int, ...], line: int
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[i] for i in order))
+    with pytest.raises(VerificationError, match=f"line {line}:"):
+        Ledger.load(path)
+
+
+def test_a_cut_end_shows_in_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    head = fill(Ledger(path)).head
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))
+    cut = Ledger.load(path)
+    assert cut.head != head
+    assert len(cut.entries) == 2
+
+
+def test_a_torn_line_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(VerificationError, match=r"line 3: .*delete this line"):
+        Ledger.load(path)
+
+
+def test_a_resealed_line_breaks_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    other = Ledger()
+    other.append(
+        kind="training",
+        description="100 iterations of DP-SGD",
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=events.dp_sgd(9.0, 0.01, 100),
+    )
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(other.to_jsonl() + b"".join(lines[1:]))
+    with pytest.raises(VerificationError, match="line 2:"):
+        Ledger.load(path)
+
+
+def test_equal_values_in_other_words_are_not_the_same_line(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    first = json.loads(path.read_bytes().splitlines()[0])
+    path.write_text(json.dumps(first) + "\n")
+    with pytest.raises(VerificationError, match="line 1:"):
+        Ledger.load(path)
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    one = fill(Ledger(path))
+    two = Ledger.load(path)
+    fill(two)
+    with pytest.raises(VerificationError, match="Load it again"):
+        fill(one)
+    assert len(Ledger.load(path).entries) == 6
+
+
+def test_a_ledger_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    fill(Ledger(path))
+    with pytest.raises(InputError, match=r"Ledger\.load"):
+        Ledger(path)
+    with pytest.raises(InputError, match="no file"):
+        Ledger.load(tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "trainin"}, '"training"'),
+        ({"rows": "validation"}, "rows"),
+        ({"treatment": "covered"}, "treatment"),
+        ({"description": " "}, "description"),
+        ({"dp_event": None}, "without one"),
+        ({"treatment": "not_covered"}, "with one"),
+        ({"kind": "evaluation"}, "adds no noise"),
+        ({"kind": "reference"}, "adds no noise"),
+        ({"kind": "training_finished"}, "no dp_event"),
+        ({"dp_event": {"kind": "gaussian"}}, "missing or unknown keys"),
+    ],
+)
+def test_entries_that_are_refused(change: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {
+        "kind": "training",
+        "description": "x",
+        "rows": "train",
+        "treatment": "covered_by_accounting",
+        "dp_event": RUN,
+    }
+    LedgerEntry(**fields)
+    ledger = Ledger()
+    with pytest.raises(InputError, match=message):
+        ledger.append(**{**fields, **change})
+    assert ledger.entries == ()
+
+
+def test_joint_event_composes_what_is_covered_and_nothing_else() -> None:
+    one, two = fill(Ledger()), fill(Ledger())
+    assert one.joint_event() == RUN
+    assert joint_event([one, two]) == events.self_composed(RUN, 2)
+    both = epsilon_of(joint_event([one, two]), 1e-6, Relation.ZERO_OUT).epsilon
+    assert both > epsilon_of(RUN, 1e-6, Relation.ZERO_OUT).epsilon
+    assert Ledger().joint_event() == events.NO_OP
+
+
+def test_an_event_that_no_accountant_knows_is_not_swallowed() -> None:
+    ledger = Ledger()
+    ledger.append(
+        kind="selection",
+        description="best of twenty",
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=events.repeat_and_select(
+            events.truncated_poisson(1.0, 0.1, 5, dataset_size=100, max_batch_size=90),
+            mean=20,
+            shape=1.0,
+        ),
+    )
+    with pytest.raises(dp.UnsupportedEventError):
+        epsilon_of(ledger.joint_event(), 1e-6, Relation.ZERO_OUT)
+
+
+def test_every_kind_says_what_it_is() -> None:
+    assert {"training", "training_finished", "evaluation", "reference", "upstream"} <= set(KINDS)
+    assert all(text for text in KINDS.values())
