@@ -95,19 +95,23 @@ class CheckpointFolder:
             ) from error
 
     def note_progress(self, iteration: int) -> None:
-        """Notes, in memory shared with the disk, that an iteration was begun: how far a replay reaches."""
+        """Notes, in memory shared with the disk, that an iteration was begun: how far replays reach."""
         if self._progress is None:
             file = self.path / PROGRESS
             if not file.exists():
                 file.touch(mode=0o600)
-                file.write_bytes(bytes(8))
-            self._progress = np.memmap(file, np.int64, "r+", shape=(1,))
+                file.write_bytes(bytes(16))
+            self._progress = np.memmap(file, np.int64, "r+", shape=(2,))
         self._progress[0] = iteration
+        self._progress[1] = max(int(self._progress[1]), iteration)
 
-    def progress(self) -> int:
-        """The last iteration that was begun, or 0."""
+    def progress(self) -> tuple[int, int]:
+        """The last iteration begun before the run was cut off, and the furthest one ever begun."""
         file = self.path / PROGRESS
-        return int(np.frombuffer(file.read_bytes(), np.int64)[0]) if file.exists() else 0
+        if not file.exists():
+            return 0, 0
+        last, furthest = np.frombuffer(file.read_bytes(), np.int64)
+        return int(last), int(furthest)
 
     def remove(self) -> None:
         """Deletes everything: the run has ended, its keys and unflushed state are not needed again."""

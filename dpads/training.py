@@ -217,6 +217,7 @@ class Trainer:
         }
         self.iteration = 0
         self.replayed = 0
+        self._replay_until = 0
 
     @classmethod
     def resume(
@@ -251,8 +252,9 @@ class Trainer:
             store, description, plan, settings, performance, ledger, checkpoint_dir, master
         )
         trainer._restore(checkpoint)
-        begun = folder.progress()
-        trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, begun - trainer.iteration)
+        last, furthest = folder.progress()
+        trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, last - trainer.iteration)
+        trainer._replay_until = furthest
         return trainer
 
     @property
@@ -322,7 +324,16 @@ class Trainer:
 
         Every row is brought up to date in the one true state and a checkpoint follows, so that a resumption
         starts at or after the read and no noise is drawn twice.
+
+        Raises:
+            CheckpointError: iterations that a cut-off run had begun are being replayed. A read among
+                them would make the replay another one: the same addresses would serve other variances.
         """
+        if self.iteration < self._replay_until:
+            raise CheckpointError(
+                f"The run replays what was cut off, up to iteration {self._replay_until}, and is at "
+                f"{self.iteration}. Read the model once it is there."
+            )
         self._ledger.append(
             kind="unplanned_read",
             description=f"The model was read at iteration {self.iteration}, inside the training entry.",
@@ -338,6 +349,9 @@ class Trainer:
         self._flush()
         self.save()
         self._close_entry()
+
+    def discard_checkpoints(self) -> None:
+        """Deletes keys and checkpoints, once the model is safe elsewhere."""
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
@@ -396,12 +410,16 @@ class Trainer:
         )
 
     def _close_entry(self) -> None:
-        """Notes how many iterations ran."""
+        """Notes how many iterations ran, unless a run that was cut off later has noted it already."""
+        if any(entry.kind == "training_finished" for entry in self._ledger.entries):
+            return
+        private = self._plan.mechanism.noise_multiplier > 0
         self._ledger.append(
             kind="training_finished",
             description=f"{self.executed} iterations ran, {self.replayed} were replayed to the bit",
             rows="train",
-            treatment="covered_by_accounting",
+            treatment="covered_by_accounting" if private else "not_covered",
+            details={"executed": self.executed, "replayed": self.replayed},
         )
 
     def _progress(self, first: int, seconds: float) -> Progress:

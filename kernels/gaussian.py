@@ -77,7 +77,7 @@ def lane_normals(words: NDArray[np.uint32], pairs: int, out: NDArray[np.float32]
             first = float64(words[high + lane])
             second = float64(words[low + lane])
             u = first * 2.0**-32 + (second + 0.5) * 2.0**-64
-            radii[lane] = float32(np.sqrt(abs(2.0 * _log(u))))
+            radii[lane] = np.float32(np.sqrt(abs(2.0 * _log(u))))
         for lane in range(LANES):
             word = words[turn + lane]
             # quarter turns, and the rest as a signed fraction of half a quarter: exact in integers
