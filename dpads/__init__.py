@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     )
     from dpads.optimizers import Adam, Sgd
     from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate, plan_table
-    from dpads.run import Run, train
+    from dpads.run import Run
+    from dpads.run_training import train
     from dpads.schema import Bag, FeatureSchema, Numeric
     from dpads.store import ExampleStore, prepare
     from dpads.training import Performance
@@ -115,7 +116,7 @@ _MODULE_OF = {
     "clipped_gradients": "clipping",
     "plan_table": "plan",
     "prepare": "store",
-    "train": "run",
+    "train": "run_training",
 }
 
 

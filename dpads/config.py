@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from dpads._validate import nearest
+from dpads.accounting.facts import HumanFacts
 from dpads.errors import ConfigError, InputError, SchemaError
 from dpads.models.base import REGISTRY, Description
 from dpads.optimizers import OPTIMIZERS, Adam, Optimizer, Sgd, check_table_optimizer
@@ -128,7 +129,7 @@ class Config:
         l2_clip_norm: [privacy] l2_clip_norm; inf only without noise.
         training: [training].
         reference: [reference], filled up from [training].
-        statement: [statement], facts that only people know, by name.
+        statement: [statement], facts that only people know.
     """
 
     data: DataConfig
@@ -138,7 +139,7 @@ class Config:
     l2_clip_norm: float
     training: TrainingConfig
     reference: ReferenceConfig
-    statement: Mapping[str, str] = field(default_factory=dict)
+    statement: HumanFacts = field(default_factory=HumanFacts)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -210,7 +211,7 @@ def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
         reference=_read(
             ReferenceConfig, {**reference, **tables.get("reference", {})}, "reference", readers
         ),
-        statement=_statement(tables.get("statement", {})),
+        statement=HumanFacts.from_mapping(tables.get("statement", {})),
     )
 
 
@@ -323,11 +324,6 @@ def _schema(table: dict[str, Any]) -> FeatureSchema:
             except ConfigError as error:
                 raise SchemaError(str(error)) from None
     return FeatureSchema.from_dict(table)
-
-
-def _statement(table: dict[str, Any]) -> dict[str, str]:
-    """[statement]: texts."""
-    return {key: _typed(str, value, f"statement.{key}") for key, value in table.items()}
 
 
 def _override(document: dict[str, Any], text: str) -> None:

@@ -34,7 +34,7 @@ def to_document(config: Config) -> dict[str, dict[str, Any]]:
             "table_optimizer": optimizer_to_dict(config.reference.table_optimizer),
             "tower_optimizer": optimizer_to_dict(config.reference.tower_optimizer),
         },
-        "statement": dict(config.statement),
+        "statement": dataclasses.asdict(config.statement),
     }
     return {name: _without_nothing(table) for name, table in document.items()}
 
@@ -48,6 +48,8 @@ def to_toml(config: Config) -> str:
     """
     parts = []
     for name, table in to_document(config).items():
+        if not table:
+            continue
         lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
         parts.append("\n".join([f"[{name}]", *lines]))
     return "\n\n".join(parts) + "\n"

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpads.errors import DataError
 from dpads.schema import Task
+
+if TYPE_CHECKING:
+    from dpads.models.base import Model
+    from dpads.store import ExampleStore
 
 BINARY_METRICS: Final = (
     "auc",
@@ -33,6 +37,8 @@ HEADLINE_LOSS: Final[Mapping[Task, str]] = {
     "count": "poisson_log_loss",
 }
 ECE_BINS: Final = 20
+# Rows that are predicted at a time.
+READ_ROWS: Final = 65_536
 # A float32 probability cannot be nearer to 1 than this; a logarithm of 0 is cut there.
 PROBABILITY_FLOOR: Final = float(np.finfo(np.float32).eps)
 # An expected count below this is cut before its logarithm is taken.
@@ -149,6 +155,35 @@ def no_metrics(task: Task, reason: str) -> Metrics:
     """Every metric of a task as undefined, for one reason."""
     names = COUNT_METRICS if task == "count" else BINARY_METRICS
     return Metrics(dict.fromkeys(names), dict.fromkeys(names, reason))
+
+
+def read_predictions(
+    model: Model, data: ExampleStore
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Predicts every row of a store.
+
+    Returns:
+        Predictions float32[n], labels float32[n] and weights float32[n] or None, all in stored
+        order.
+    """
+    predictions = np.empty(data.num_examples, np.float32)
+    labels = np.empty(data.num_examples, np.float32)
+    weights = None if data.schema.weight is None else np.empty(data.num_examples, np.float32)
+    start = 0
+    for batch in data.scan(READ_ROWS):
+        rows = slice(start, start + batch.num_examples)
+        predictions[rows] = model.predict(batch)
+        labels[rows] = batch.labels
+        if weights is not None and batch.weights is not None:
+            weights[rows] = batch.weights
+        start = rows.stop
+    return predictions, labels, weights
+
+
+def evaluate_model(model: Model, data: ExampleStore) -> Metrics:
+    """Exact metrics of a model on the rows of a store, weighted by the schema's weight column."""
+    predictions, labels, weights = read_predictions(model, data)
+    return metrics(data.schema.task, labels, predictions, weights=weights)
 
 
 def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dpads
-from dpads.errors import ConfigError, RunError, StoreError
+from dpads.errors import ConfigError, RunError, VerificationError
 
 if TYPE_CHECKING:
+    from dpads.accounting.statement import GuaranteeStatement
     from dpads.models.base import Model
 
 RUN: Final = "run.json"
@@ -199,6 +200,23 @@ def load_model(folder: Path) -> Model:
     return model
 
 
+def load_statement(folder: Path) -> GuaranteeStatement:
+    """Reads statement.json.
+
+    Raises:
+        RunError: it is missing, damaged or altered.
+    """
+    from dpads.accounting.statement import GuaranteeStatement
+
+    path = folder / STATEMENT_JSON
+    try:
+        return GuaranteeStatement.from_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing. The folder is no whole run.") from None
+    except VerificationError as error:
+        raise VerificationError(f"{path}: {error}") from None
+
+
 def sha256(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
@@ -214,11 +232,33 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def check_free(out: Path) -> None:
-    """Refuses to write where something is.
+def start_partial(out: Path) -> Path:
+    """Makes the folder where a run stays until it is whole.
 
     Raises:
-        StoreError: the path exists.
+        ConfigError: `out` exists, or an interrupted run is beside it.
     """
     if out.exists():
-        raise StoreError(f"{out}: exists already. Name another --out, or move it away.")
+        raise ConfigError(f"{out}: exists already. Name another folder, or move it away.")
+    partial = partial_of(out)
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{partial}: an interrupted run is here. Go on with it (--resume), or move it away."
+        ) from None
+    return partial
+
+
+def new_file(path: Path, *, suffix: str = "") -> None:
+    """Checks, before anything long begins, that a file can be written.
+
+    Raises:
+        ConfigError: the file exists, its folder does not, or its name ends otherwise.
+    """
+    if path.exists():
+        raise ConfigError(f"{path}: exists already. Name another file, or move it away.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder. Make it first.")
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{path}: expected a name that ends with {suffix}.")

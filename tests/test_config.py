@@ -104,7 +104,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert config.training.tower_optimizer == dpads.Sgd(learning_rate=0.01)
     assert config.reference.table_optimizer == config.training.table_optimizer
     assert config.reference.tower_optimizer == dpads.Sgd(learning_rate=0.5)
-    assert config.statement["publisher"] == 'Ads "team"'
+    assert config.statement.publisher == 'Ads "team"'
     assert [f.table for f in config.schema.fields] == ["the words", "C 2", "tags", "the words"]
 
 
@@ -140,8 +140,7 @@ def test_a_preset_with_overrides(tmp_path: Path) -> None:
         ("data.train=a=b.parquet", lambda c: c.data.train[0].endswith("/a=b.parquet")),
         ("data.train=['x.csv', 'y.csv']", lambda c: len(c.data.train) == 2),
         ("training.reference=true", lambda c: c.training.reference),
-        ("statement.publisher=The Ads Team", lambda c: c.statement["publisher"] == "The Ads Team"),
-        ("statement.publisher=", lambda c: c.statement["publisher"] == ""),
+        ("statement.publisher=The Ads Team", lambda c: c.statement.publisher == "The Ads Team"),
     ],
 )  # fmt: skip
 def test_overrides(tmp_path: Path, override: str, read: object) -> None:
@@ -196,7 +195,8 @@ BAD = [
     ("privacy.unit=household", InputError, "[privacy] Expected unit to be one of"),
     ("privacy.sampling_prob=1.5", InputError, "sampling_prob"),
     ("privacy.noise_multiplier=1", InputError, "epsilon"),
-    ("statement.publisher=3", ConfigError, "statement.publisher: expected a valid string"),
+    ("statement.publisher=3", ConfigError, "Expected [statement] publisher to be a text"),
+    ("statement.publsher=Us", ConfigError, 'Unknown key "publsher" in [statement]. Did you mean'),
     ("epsilon", ConfigError, "--set: expected key=value"),
     (".=1", ConfigError, "--set: expected key=value"),
     ("privacy.epsilon.x=1", ConfigError, '"privacy.epsilon" is a value, not a table'),

@@ -1,0 +1,68 @@
+"""The command line: `dpads COMMAND`. Exit code 0, 1 (the run failed) or 2 (wrong use, bad input)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import dpads
+from dpads import cli_data, cli_results, cli_train
+from dpads.cli_screen import fail
+from dpads.errors import InputError, RunError
+
+
+class _Group(TyperGroup):
+    """Turns what dpads raises on purpose into a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            fail(error)
+            raise typer.Exit(2) from None
+        except (RunError, OSError) as error:
+            fail(error)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="dpads",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train click, conversion and conversion-count models under differential privacy, and "
+    "state exactly what is guaranteed about them.",
+    epilog="Exit code: 0 done, 1 the run failed, 2 wrong use or bad input.",
+)
+app.command()(cli_train.demo)
+app.command()(cli_data.prepare)
+app.command()(cli_data.plan)
+app.command()(cli_train.train)
+app.command()(cli_results.evaluate)
+app.command()(cli_results.predict)
+app.command()(cli_results.statement)
+
+
+def _version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        typer.echo(dpads.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options of `dpads` itself; the help text is the application's."""
+
+
+def main() -> None:
+    """Runs the command line and ends the process."""
+    app(prog_name="dpads")

@@ -1,0 +1,162 @@
+"""What the command line shows: tables, progress, errors; plain where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpads.run_training import RunProgress
+
+PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal
+STAGES: Final = {"reference": "reference (no noise)", "training": "training"}
+
+
+class Watcher(Protocol):
+    """Takes progress reports of all stages."""
+
+    def __call__(self, at: RunProgress) -> None:
+        """Shows where a run stands."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on the present standard streams, without colours or boxes where they are files."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """One line about what goes on, beside the results."""
+    typer.echo(text, err=True)
+
+
+def fail(error: Exception) -> None:
+    """One readable line about what went wrong."""
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
+
+
+def print_json(data: Any) -> None:
+    """Figures for programs."""
+    typer.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = ""
+) -> None:
+    """A table whose first column is text and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption, table.caption_justify = caption or None, "left"
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_markdown(text: str) -> None:
+    """Markdown, laid out on a terminal and as it is elsewhere."""
+    if not sys.stdout.isatty():
+        typer.echo(text)
+        return
+    from rich.markdown import Markdown
+
+    console().print(Markdown(text))
+
+
+def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Metrics side by side; what is not defined is a dash, with the reason below."""
+    names = list(dict.fromkeys(n for values in columns.values() for n in values if _is_metric(n)))
+    rows = [
+        [name.replace("_", " "), *(_number(values.get(name)) for values in columns.values())]
+        for name in names
+    ]
+    reasons = dict.fromkeys(
+        reason for values in columns.values() for reason in values.get("undefined", {}).values()
+    )
+    print_table(title, ["", *columns], rows, caption="; ".join(f"–: {text}" for text in reasons))
+
+
+def _is_metric(name: str) -> bool:
+    """Whether a key of metrics.json is a metric of the model itself."""
+    return name not in {"undefined", "reference", "relative_increase"}
+
+
+def _number(value: float | None) -> str:
+    """Four digits, or a dash."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+@contextmanager
+def watching() -> Iterator[Watcher]:
+    """Shows progress on standard error: bars on a terminal, a line now and then elsewhere."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield _PlainWatcher()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[facts]}"),
+        console=screen,
+        expand=True,
+        transient=True,
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def watch(at: RunProgress) -> None:
+            if at.stage not in tasks:
+                tasks[at.stage] = bars.add_task(STAGES[at.stage], total=at.iterations, facts="")
+            bars.update(tasks[at.stage], completed=at.iteration, facts=_facts(at))
+
+        yield watch
+
+
+class _PlainWatcher:
+    """A line when a stage begins, now and then, and when it ends."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._last = 0.0
+
+    def __call__(self, at: RunProgress) -> None:
+        now = time.monotonic()
+        due = at.stage != self._stage or now - self._last >= PLAIN_SECONDS
+        if due or at.iteration == at.iterations:
+            say(f"{STAGES[at.stage]}: {_facts(at)}")
+            self._stage, self._last = at.stage, now
+
+
+def _facts(at: RunProgress) -> str:
+    """Iterations, speed, time left, epsilon spent."""
+    parts = [
+        f"{at.iteration:,}/{at.iterations:,} iterations",
+        f"{at.examples_per_second:,.0f} examples/s",
+        f"{_duration(at.seconds_left)} left",
+    ]
+    if at.epsilon_spent is not None:
+        parts.append(f"epsilon {at.epsilon_spent:.2f}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """A time in the two largest units that matter."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,79 @@
+"""Commands that train: train, demo."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpads.cli_data import JsonOption
+from dpads.cli_screen import print_json, print_markdown, print_metrics, say, watching
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; it must not exist. Default: runs/CONFIG-TIME."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key, such as privacy.epsilon=1; may be given several times. The value "
+            "is read as TOML, else as text.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run beside --out.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train a model and write its run: parameters, ledger, metrics, statement."""
+    from dpads.config import load_config
+    from dpads.errors import ConfigError
+    from dpads.run_training import train_config
+
+    if resume and out is None:
+        raise ConfigError("--resume goes on with a run beside --out: give --out too.")
+    target = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005
+    parsed = load_config(config, set_ or ())
+    try:
+        with watching() as watch:
+            run = train_config(parsed, out=target, resume=resume, on_progress=watch)
+    except KeyboardInterrupt:
+        say(f"Interrupted. Go on with: dpads train {config} --out {target} --resume")
+        raise typer.Exit(1) from None
+    result = run.statement()
+    if json_:
+        print_json({"run": str(target), "headline": result.headline, "metrics": run.metrics})
+        return
+    columns = {"this model": run.metrics}
+    if "reference" in run.metrics:
+        columns["without privacy"] = run.metrics["reference"]
+    if parsed.data.test is not None:
+        print_metrics("Test metrics (exact reads, not covered)", columns)
+    print_markdown(result.headline)
+    typer.echo(f"\n{target}: model, statement.md, metrics.json, ledger.jsonl")
+
+
+def demo(json_: JsonOption = False) -> None:
+    """Train on a synthetic log at epsilon 3; print metrics and the statement. Needs no file."""
+    from dpads.cli_demo import run_demo
+
+    say("A synthetic log of ad impressions, 3 % clicks, one model with privacy and one without.")
+    with watching() as watch:
+        demonstrated = run_demo(watch)
+    columns = {
+        "epsilon 3": demonstrated.metrics,
+        "without privacy": demonstrated.metrics["reference"],
+        "the truth": demonstrated.truth,
+    }
+    if json_:
+        print_json({"headline": demonstrated.statement.headline, **columns})
+        return
+    print_metrics("Test metrics", columns)
+    print_markdown(demonstrated.statement.to_markdown())

@@ -1,0 +1,199 @@
+"""Runs: a model together with everything that says how it came about."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads import record as files
+from dpads.accounting.ledger import Ledger
+from dpads.config import Config, load_config
+from dpads.config_toml import to_toml
+from dpads.errors import ConfigError
+from dpads.evaluation import Metrics, evaluate_model, read_predictions
+from dpads.models.base import Model
+from dpads.plan import Plan
+from dpads.record import RunRecord
+from dpads.store import ExampleStore
+
+if TYPE_CHECKING:
+    from dpads.accounting.statement import GuaranteeStatement
+
+
+class Run:
+    """A trained model with everything that says how it came about.
+
+    `train` and `Run.load` make runs.
+
+    Attributes:
+        model: the parameters.
+        plan: the mechanism, resolved.
+        record: how the run came about.
+        config: how to run it again.
+        ledger: every access to private rows.
+        metrics: what metrics.json holds: test metrics, and the reference's where one was trained.
+        path: the run's folder, or None while it is only in memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        plan: Plan,
+        record: RunRecord,
+        config: Config,
+        ledger: Ledger,
+        metrics: Mapping[str, Any],
+        path: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.record = record
+        self.config = config
+        self.ledger = ledger
+        self.metrics = dict(metrics)
+        self.path = path
+        self._statement: GuaranteeStatement | None = None
+
+    def __repr__(self) -> str:
+        """What it is, without a number from private rows."""
+        return f"Run({self.model.description!r}, path={self.path and str(self.path)!r})"
+
+    def predict(self, data: ExampleStore) -> NDArray[np.float32]:
+        """Predicted probabilities, or expected counts (exposure included), in input order.
+
+        Args:
+            data: a store of the run's schema.
+
+        Returns:
+            float32[n], one per row of the log, in the log's order.
+
+        Raises:
+            StoreError: the store has another schema.
+        """
+        data.check_schema(self.model.schema)
+        predictions, _, _ = read_predictions(self.model, data)
+        # A split's input rows have gaps: what counts is their order.
+        result = np.empty_like(predictions)
+        result[np.argsort(np.argsort(data.input_rows, kind="stable"))] = predictions
+        return result
+
+    def evaluate(self, data: ExampleStore) -> Metrics:
+        """Exact metrics on the rows of a store, weighted by the schema's weight column.
+
+        The rows are read without noise: the ledger gets an entry that says so before they are, and
+        the statement in the run's folder is renewed.
+
+        Args:
+            data: a store of the run's schema.
+
+        Returns:
+            Every metric of the task by name.
+
+        Raises:
+            StoreError: the store has another schema.
+
+        Guarantees:
+            - The ledger's entry is durable before the first row is read.
+        """
+        data.check_schema(self.model.schema)
+        rows = "train" if data.fingerprint == self.record.train_fingerprint else "test"
+        note_evaluation(self.ledger, rows)
+        if self.path is not None:
+            self._write_statement(self.path)
+        return evaluate_model(self.model, data)
+
+    def statement(self) -> GuaranteeStatement:
+        """What is guaranteed about the model, on which assumptions, and what is not covered.
+
+        Guarantees:
+            - It covers every entry that the ledger has when it is made.
+        """
+        from dpads.report import build_statement
+
+        kept = self._statement
+        if kept is None or kept.data["ledger"]["head"] != self.ledger.head:
+            kept = build_statement(self.plan, self.record, self.ledger, created_at=files.now())
+            self._statement = kept
+        return kept
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the run's folder: aside first, then renamed when whole.
+
+        Args:
+            path: a folder that does not exist.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: the path exists.
+        """
+        out = Path(path)
+        partial = files.start_partial(out)
+        try:
+            self.write(partial)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+        partial.rename(out)
+        return out
+
+    def write(self, folder: Path) -> None:
+        """Writes every file of a run into a folder that exists; `save` makes one, whole or not."""
+        files.write_bytes(folder / files.PARAMETERS, files.parameters_of(self.model))
+        files.write_text(folder / files.MODEL, files.describe_model(self.model))
+        if not (folder / files.LEDGER).exists():
+            self.ledger.save(folder / files.LEDGER)
+        files.write_text(folder / files.METRICS, files.to_json(self.metrics))
+        files.write_text(folder / files.CONFIG, to_toml(self.config))
+        files.write_text(folder / files.RUN, files.to_json(self.record.to_dict()))
+        self._write_statement(folder)
+
+    def _write_statement(self, folder: Path) -> None:
+        """Writes the statement in both forms."""
+        statement = self.statement()
+        files.write_text(folder / files.STATEMENT_JSON, statement.to_json())
+        files.write_text(folder / files.STATEMENT_MD, statement.to_markdown())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Reads a run's folder.
+
+        Raises:
+            ConfigError: the path is no run.
+            RunError: a file of it is missing or damaged.
+        """
+        folder = Path(path)
+        if not files.is_run(folder):
+            raise ConfigError(
+                f"{path}: expected the folder of a run, with {files.RUN} in it. "
+                "`dpads train CONFIG.toml --out RUN` makes one."
+            )
+        record = RunRecord.from_dict(files.read_json(folder / files.RUN))
+        run = cls(
+            model=files.load_model(folder),
+            plan=Plan.from_dict(record.plan),
+            record=record,
+            config=load_config(folder / files.CONFIG),
+            ledger=Ledger.load(folder / files.LEDGER),
+            metrics=files.read_json(folder / files.METRICS),
+            path=folder,
+        )
+        run._statement = files.load_statement(folder)
+        return run
+
+
+def note_evaluation(ledger: Ledger, rows: str) -> None:
+    """Puts an exact read of rows on the ledger, before it happens."""
+    ledger.append(
+        kind="evaluation",
+        description=f"Exact metrics of the model on {rows} rows",
+        rows=rows,
+        treatment="not_covered",
+    )

@@ -1,0 +1,413 @@
+"""Training runs: from rows and a configuration to a run's folder, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dpads import record as files
+from dpads.accounting.facts import HumanFacts
+from dpads.accounting.ledger import Ledger
+from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
+from dpads.errors import CheckpointError, ConfigError
+from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
+from dpads.models.base import Description, Model
+from dpads.optimizers import Adam, Optimizer, Sgd
+from dpads.plan import Plan, PrivacySpec, resolve
+from dpads.record import RunRecord
+from dpads.run import Run, note_evaluation
+from dpads.run_data import open_rows
+from dpads.store import ExampleStore
+from dpads.training import Performance, Progress, Trainer, TrainingSettings
+
+_PREPARED = ("train-rows", "test-rows")  # stores of logs, inside the partial folder
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run stands; nothing in it is computed from private rows.
+
+    Attributes:
+        stage: "reference" (without noise) or "training".
+        iteration: iterations done.
+        iterations: iterations planned.
+        examples_per_second: expected batch size over the time per iteration.
+        seconds_left: of this stage, at that speed.
+        epsilon_spent: an upper bound so far; None where the stage promises nothing.
+    """
+
+    stage: Literal["reference", "training"]
+    iteration: int
+    iterations: int
+    examples_per_second: float
+    seconds_left: float
+    epsilon_spent: float | None
+
+
+def train(
+    store: ExampleStore,
+    *,
+    model: Description,
+    privacy: PrivacySpec,
+    l2_clip_norm: float = 1.0,
+    expected_batch_size: int = 1024,
+    epochs: float = 5,
+    backend: Literal["torch"] = "torch",
+    table_noise: Literal["lazy", "dense"] = "lazy",
+    table_optimizer: Optimizer = Sgd(),  # noqa: B008 (frozen)
+    tower_optimizer: Optimizer = Adam(),  # noqa: B008 (frozen)
+    test: ExampleStore | float | None = None,
+    init_seed: int = 7,
+    noise_seed: int | None = None,
+    reference: bool | ReferenceConfig = False,
+    statement: Mapping[str, str] | None = None,
+    performance: Performance = Performance(),  # noqa: B008 (frozen)
+    out: str | Path | None = None,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Run:
+    """Trains a model under differential privacy.
+
+    Args:
+        store: the training rows.
+        model: what to train, such as `dpads.models.Mlp(embedding_dim=16, hidden=(64,))`.
+        privacy: the promise that is wanted.
+        l2_clip_norm: bound of one unit's gradient; inf only with noise_multiplier = 0.
+        expected_batch_size: units per iteration in expectation; gradients are divided by it.
+        epochs: passes over the units in expectation.
+        backend: "torch".
+        table_noise: "lazy" or "dense": the same law, two costs.
+        table_optimizer: how tables move: `Sgd`.
+        tower_optimizer: how the dense part moves: `Sgd` or `Adam`.
+        test: rows to compute metrics on after training, or a fraction of the units to split off.
+        init_seed: of initial parameters and of the split; public and harmless.
+        noise_seed: for tests only: makes noise reproducible and voids the claim.
+        reference: also train without noise and clipping, to compare with: an access that the
+            guarantee does not cover. A `ReferenceConfig` gives it optimizers of its own.
+        statement: facts for the statement that only people know, by name.
+        performance: threads and memory; changes neither privacy nor, but for rounding, the result.
+        out: the run's folder, which must not exist; None keeps the run in memory.
+        on_progress: called a few times a second.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: a value is out of range, or `out` exists.
+        BudgetError: the budget does not allow one iteration.
+        StoreError: `test` has another schema than `store`.
+
+    Guarantees:
+        - The privacy loss is at most `privacy.epsilon`, and the statement says what it is.
+        - Every access to private rows is on the ledger before it happens.
+        - `out` appears whole or not at all.
+    """
+    if not isinstance(reference, ReferenceConfig):
+        wanted, own = (
+            reference,
+            ReferenceConfig(table_optimizer=table_optimizer, tower_optimizer=tower_optimizer),
+        )
+    else:
+        wanted, own = True, reference
+    config = Config(
+        data=DataConfig(
+            train=(str(store.path),),
+            test=(str(test.path),) if isinstance(test, ExampleStore) else test,
+        ),
+        schema=store.schema,
+        model=model,
+        privacy=privacy,
+        l2_clip_norm=l2_clip_norm,
+        training=TrainingConfig(
+            expected_batch_size=expected_batch_size,
+            epochs=epochs,
+            backend=backend,
+            table_noise=table_noise,
+            table_optimizer=table_optimizer,
+            tower_optimizer=tower_optimizer,
+            init_seed=init_seed,
+            noise_seed=noise_seed,
+            reference=wanted,
+        ),
+        reference=own,
+        statement=HumanFacts.from_mapping(statement or {}),
+    )
+    return train_config(
+        config,
+        store=store,
+        test=test if isinstance(test, ExampleStore) else None,
+        performance=performance,
+        out=out,
+        on_progress=on_progress,
+    )
+
+
+def train_config(
+    config: Config,
+    *,
+    store: ExampleStore | None = None,
+    test: ExampleStore | None = None,
+    performance: Performance = Performance(),  # noqa: B008 (frozen)
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_prepare: Callable[[int], None] | None = None,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Run:
+    """Trains as a configuration says.
+
+    Args:
+        config: the configuration.
+        store: the training rows, opened already; None opens config.data.train, and logs among
+            them are prepared into a store that lives as long as the run is partial.
+        test: likewise the test rows, where config.data.test is not a fraction.
+        performance: threads and memory.
+        out: the run's folder, which must not exist; None keeps the run in memory.
+        resume: go on with what an interrupted run left beside `out`.
+        on_prepare: called with the number of examples of a log that are prepared so far.
+        on_progress: called a few times a second.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: a value is out of range, `out` exists, or an interrupted run is beside it.
+        CheckpointError: there is nothing to resume, or it belongs to another configuration.
+        DataError: a log is not what the schema says.
+        StoreError: a store is damaged or has another schema than the configuration.
+    """
+    if config.training.reference and config.data.test is None:
+        raise ConfigError(
+            "training.reference compares on test rows, and there are none. Set data.test."
+        )
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="dpads-") as name:
+            rows = _open(config, store, test, Path(name), on_prepare)
+            return _Job(config, rows, performance, on_progress).carry_out(Ledger(), None)
+    target = Path(out)
+    partial = files.partial_of(target) if resume else files.start_partial(target)
+    path = partial / files.LEDGER
+    if not partial.is_dir():
+        raise CheckpointError(f"{partial}: nothing to resume. Train without --resume.")
+    ledger = Ledger.load(path) if path.exists() else Ledger(path)
+    try:
+        rows = _open(config, store, test, partial, on_prepare)
+        run = _Job(config, rows, performance, on_progress).carry_out(ledger, partial)
+    except BaseException:
+        if not ledger.entries:  # nothing was read to learn from: nothing to account for
+            shutil.rmtree(partial)
+        raise
+    (partial / files.REFERENCE).unlink(missing_ok=True)
+    for name in _PREPARED:
+        shutil.rmtree(partial / name, ignore_errors=True)
+    partial.rename(target)
+    run.path, run.ledger = target, Ledger.load(target / files.LEDGER)
+    return run
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The stores of a run, and the plan that they resolve to."""
+
+    train: ExampleStore
+    test: ExampleStore | None
+    plan: Plan
+
+
+def _open(
+    config: Config,
+    store: ExampleStore | None,
+    test: ExampleStore | None,
+    folder: Path,
+    on_prepare: Callable[[int], None] | None,
+) -> _Rows:
+    """Opens or prepares what is not open yet; a plan that needs no count is resolved before."""
+    schema = config.schema
+    if config.privacy.dataset_size is not None:
+        _resolve(config, config.privacy, config.l2_clip_norm, None)
+    rows = store or open_rows(config.data.train, schema, folder / _PREPARED[0], on_prepare)
+    rows.check_schema(schema)
+    if isinstance(config.data.test, float):
+        rows, test = rows.split(config.data.test, seed=config.training.init_seed)
+    elif test is None and config.data.test is not None:
+        test = open_rows(config.data.test, schema, folder / _PREPARED[1], on_prepare)
+    if test is not None:
+        test.check_schema(schema)
+    units = rows.num_units(config.privacy.unit)
+    return _Rows(rows, test, _resolve(config, config.privacy, config.l2_clip_norm, units))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training run's ingredients."""
+
+    config: Config
+    rows: _Rows
+    performance: Performance
+    on_progress: Callable[[RunProgress], None] | None
+
+    def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
+        """Reference, private training, metrics, files; what an interrupted run did is kept."""
+        reference = self._reference_metrics(ledger, folder) if self._wants_reference else None
+        trainer = self._trainer(ledger, folder)
+        trainer.run(self._watch("training"))
+        results = self._results(trainer.model, ledger, reference)
+        run = Run(
+            model=trainer.model,
+            plan=self.rows.plan,
+            record=self._record(trainer),
+            config=self.config,
+            ledger=ledger,
+            metrics=results,
+        )
+        if folder is not None:
+            run.write(folder)
+            trainer.discard_checkpoints()
+        return run
+
+    @property
+    def _wants_reference(self) -> bool:
+        """Whether a reference is trained."""
+        return self.config.training.reference
+
+    @property
+    def _settings(self) -> TrainingSettings:
+        """The settings of the private training."""
+        training = self.config.training
+        return TrainingSettings(
+            backend=training.backend,
+            table_noise=training.table_noise,
+            table_optimizer=training.table_optimizer,
+            tower_optimizer=training.tower_optimizer,
+            init_seed=training.init_seed,
+            noise_seed=training.noise_seed,
+        )
+
+    def _trainer(self, ledger: Ledger, folder: Path | None) -> Trainer:
+        """The private trainer, new or from its checkpoint."""
+        checkpoints = None if folder is None else folder / files.CHECKPOINTS
+        rows, model, settings = self.rows, self.config.model, self._settings
+        if checkpoints is not None and checkpoints.is_dir():
+            return Trainer.resume(
+                checkpoints, rows.train, model, rows.plan, settings, self.performance, ledger
+            )
+        if any(entry.kind == "training" for entry in ledger.entries):
+            raise CheckpointError(
+                f"{checkpoints}: missing, although training began. Its privacy is spent and its model "
+                "lost; train anew under another --out."
+            )
+        return Trainer(
+            rows.train, model, rows.plan, settings, self.performance, ledger, checkpoints
+        )
+
+    def _reference_metrics(self, ledger: Ledger, folder: Path | None) -> dict[str, Any]:
+        """Trains without noise and clipping and computes its test metrics.
+
+        The ledger says so first: a model without noise on private rows is covered by nothing.
+        """
+        kept = None if folder is None else folder / files.REFERENCE
+        if kept is not None and kept.is_file():
+            return dict(files.read_json(kept))
+        without = dataclasses.replace(self.config.privacy, epsilon=None, noise_multiplier=0.0)
+        own = self.config.reference
+        trainer = Trainer(
+            self.rows.train,
+            self.config.model,
+            _resolve(self.config, without, math.inf, self.rows.train.num_units(without.unit)),
+            dataclasses.replace(
+                self._settings,
+                table_optimizer=own.table_optimizer,
+                tower_optimizer=own.tower_optimizer,
+            ),
+            self.performance,
+            Ledger(),
+        )
+        ledger.append(
+            kind="reference",
+            description="A reference model was trained without noise and clipping on train rows",
+            rows="train",
+            treatment="not_covered",
+        )
+        trainer.run(self._watch("reference"))
+        result = self._evaluate(trainer.model, ledger).to_dict()
+        if kept is not None:
+            files.write_text(kept, files.to_json(result))
+        return result
+
+    def _evaluate(self, model: Model, ledger: Ledger) -> Metrics:
+        """Exact metrics on the test rows, after the ledger says so."""
+        if self.rows.test is None:
+            return no_metrics(self.config.schema.task, "no test rows were given")
+        note_evaluation(ledger, "test")
+        return evaluate_model(model, self.rows.test)
+
+    def _results(
+        self, model: Model, ledger: Ledger, reference: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """What metrics.json holds."""
+        own = self._evaluate(model, ledger)
+        if reference is None:
+            return own.to_dict()
+        increase = relative_increase(self.config.schema.task, own, reference)
+        return {**own.to_dict(), "reference": reference, "relative_increase": increase}
+
+    def _record(self, trainer: Trainer) -> RunRecord:
+        """How the run came about."""
+        human = dataclasses.asdict(self.config.statement)
+        return RunRecord(
+            created_at=files.now(),
+            plan=json.loads(self.rows.plan.to_json()),
+            settings=self._settings.to_dict(),
+            performance=dataclasses.asdict(self.performance),
+            model=self.config.model.to_dict(),
+            schema=self.config.schema.to_dict(),
+            train_fingerprint=self.rows.train.fingerprint,
+            test_fingerprint=None if self.rows.test is None else self.rows.test.fingerprint,
+            executed=trainer.executed,
+            replayed=trainer.replayed,
+            reference=self._wants_reference,
+            artifacts={
+                files.PARAMETERS: files.sha256(files.parameters_of(trainer.model)),
+                files.MODEL: files.sha256(files.describe_model(trainer.model).encode()),
+            },
+            statement={k: v for k, v in human.items() if v is not None},
+            versions=files.versions(),
+        )
+
+    def _watch(self, stage: Literal["reference", "training"]) -> Callable[[Progress], None] | None:
+        """Passes the trainer's progress on, with the privacy loss so far."""
+        if self.on_progress is None:
+            return None
+        report = self.on_progress
+        promises = stage == "training" and self.rows.plan.is_private
+
+        def watch(at: Progress) -> None:
+            spent = self.rows.plan.epsilon_spent(at.iteration) if promises else None
+            report(
+                RunProgress(
+                    stage,
+                    at.iteration,
+                    at.iterations,
+                    at.examples_per_second,
+                    at.seconds_left,
+                    spent,
+                )
+            )
+
+        return watch
+
+
+def _resolve(config: Config, privacy: PrivacySpec, l2_clip_norm: float, units: int | None) -> Plan:
+    """The plan of a promise on this configuration."""
+    return resolve(
+        privacy,
+        expected_batch_size=config.training.expected_batch_size,
+        epochs=config.training.epochs,
+        l2_clip_norm=l2_clip_norm,
+        store_units=units,
+    )
