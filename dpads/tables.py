@@ -117,6 +117,9 @@ class LazyTables(TableMechanism):
     ) -> None:
         super().__init__(name, array, update, keys)
         self._history = np.zeros(len(array), np.int32)
+        self._stddevs = np.zeros(lazy.RECENT)
+        self._decays = np.zeros(lazy.RECENT)
+        self._recent_at = -1  # the iteration that the two arrays belong to
 
     @property
     def history(self) -> NDArray[np.int32]:
@@ -127,14 +130,20 @@ class LazyTables(TableMechanism):
         """One draw per row for everything that it missed, at the address (row, present iteration)."""
         if self._update.leaves_rows_alone:
             return
+        scale, missed = self._update.noise_scale, self._update.missed
+        if self._recent_at != self.iteration:
+            lazy.recent_intervals(missed, self.iteration, scale, self._stddevs, self._decays)
+            self._recent_at = self.iteration
         lazy.catch_up(
             self._array,
             self._history,
             rows,
             self.iteration,
             self._key,
-            self._update.noise_scale,
-            self._update.missed,
+            scale,
+            missed,
+            self._stddevs,
+            self._decays,
         )
 
     def step(self, clipped: RowSums) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, float64, int32, int64, njit, prange, types, uint32
+from numba import float64, int32, int64, njit, prange, types, uint32
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -45,20 +45,21 @@ _from_bits: Any = intrinsic(_float_of)
 
 
 @njit(inline="always", error_model="numpy")
-def _log(u: float) -> float:
-    """Natural logarithm of a positive normal float64, relative error below 1e-8."""
+def _log(u: float) -> np.float32:
+    """Natural logarithm of a normal float64 in (0, 1], in float32 with relative error below 3e-7."""
     bits = _bits(u)
     # adding the difference between 2 and sqrt(2) carries into the exponent where the mantissa exceeds sqrt(2)
     exponent = ((bits + int64(0x00095F619980C433)) >> int64(52)) - int64(1023)
     mantissa = _from_bits(bits - (exponent << int64(52)))
-    s = (mantissa - 1.0) / (mantissa + 1.0)
-    t = s * s
-    poly = 1.0 / 11.0
-    poly = poly * t + 1.0 / 9.0
-    poly = poly * t + 1.0 / 7.0
-    poly = poly * t + 1.0 / 5.0
-    poly = poly * t + 1.0 / 3.0
-    return float(float64(exponent) * LOG_2 + 2.0 * (s + s * t * poly))
+    d = np.float32(mantissa - 1.0)  # exact before it is rounded: no digits are lost near u = 1
+    s = np.float32(d / np.float32(d + np.float32(2.0)))
+    t = np.float32(s * s)
+    poly = np.float32(t * np.float32(1.0 / 9.0) + np.float32(1.0 / 7.0))
+    poly = np.float32(poly * t + np.float32(1.0 / 5.0))
+    poly = np.float32(poly * t + np.float32(1.0 / 3.0))
+    s = np.float32(s + s)
+    rest = np.float32(s + s * np.float32(t * poly))
+    return np.float32(np.float32(exponent) * np.float32(LOG_2) + rest)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -72,35 +73,36 @@ def lane_normals(words: NDArray[np.uint32], pairs: int, out: NDArray[np.float32]
     """
     radii = out[2 * pairs * LANES :]
     for p in range(pairs):
-        high, low, turn = (3 * p) * LANES, (3 * p + 1) * LANES, (3 * p + 2) * LANES
+        # slices indexed by the lane alone: LLVM then sees unit strides and vectorises
+        high = words[3 * p * LANES : (3 * p + 1) * LANES]
+        low = words[(3 * p + 1) * LANES : (3 * p + 2) * LANES]
+        turn = words[(3 * p + 2) * LANES : (3 * p + 3) * LANES]
+        cosines = out[2 * p * LANES : (2 * p + 1) * LANES]
+        sines = out[(2 * p + 1) * LANES : (2 * p + 2) * LANES]
         for lane in range(LANES):
-            first = float64(words[high + lane])
-            second = float64(words[low + lane])
-            u = first * 2.0**-32 + (second + 0.5) * 2.0**-64
-            radii[lane] = np.float32(np.sqrt(abs(2.0 * _log(u))))
+            u = float64(high[lane]) * 2.0**-32 + (float64(low[lane]) + 0.5) * 2.0**-64
+            radii[lane] = np.sqrt(abs(np.float32(2.0) * _log(u)))
         for lane in range(LANES):
-            word = words[turn + lane]
             # quarter turns, and the rest as a signed fraction of half a quarter: exact in integers
-            quarter = uint32(uint32(word + uint32(0x20000000)) >> uint32(30))
-            rest = int32(uint32(word - uint32(quarter << uint32(30))))
-            x = float32(float32(rest) * float32(TURN))
-            t = float32(x * x)
-            sine = float32(t * float32(-1.9515296e-4) + float32(8.3321609e-3))
-            sine = float32(sine * t + float32(-1.6666655e-1))
-            sine = float32(x + x * t * sine)
-            cosine = float32(t * float32(2.4433157e-5) + float32(-1.3887316e-3))
-            cosine = float32(cosine * t + float32(4.1666646e-2))
-            cosine = float32(float32(1.0) + t * (cosine * t - float32(0.5)))
-            odd = float32(quarter & uint32(1))
-            even = float32(float32(1.0) - odd)
-            # the sign of cosine over quarters is + - - +, that of sine + + - -
-            c_sign = float32(
-                float32(1.0) - float32(uint32(uint32(quarter + uint32(1)) & uint32(2)))
-            )
-            s_sign = float32(float32(1.0) - float32(quarter & uint32(2)))
-            radius = radii[lane]
-            out[(2 * p) * LANES + lane] = radius * c_sign * (even * cosine + odd * sine)
-            out[(2 * p + 1) * LANES + lane] = radius * s_sign * (even * sine + odd * cosine)
+            quarter = uint32(uint32(turn[lane] + uint32(0x20000000)) >> uint32(30))
+            rest = int32(uint32(turn[lane] - uint32(quarter << uint32(30))))
+            x = np.float32(np.float32(rest) * np.float32(TURN))
+            t = np.float32(x * x)
+            sine = np.float32(t * np.float32(-1.9515296e-4) + np.float32(8.3321609e-3))
+            sine = np.float32(sine * t + np.float32(-1.6666655e-1))
+            sine = np.float32(x + x * np.float32(t * sine))
+            cosine = np.float32(t * np.float32(2.4433157e-5) + np.float32(-1.3887316e-3))
+            cosine = np.float32(cosine * t + np.float32(4.1666646e-2))
+            cosine = np.float32(cosine * t - np.float32(0.5))
+            cosine = np.float32(np.float32(1.0) + t * cosine)
+            swap = (quarter & uint32(1)) != uint32(0)
+            first = sine if swap else cosine
+            second = cosine if swap else sine
+            # over the quarters the sign of the cosine is + - - +, that of the sine + + - -
+            minus = (uint32(quarter + uint32(1)) & uint32(2)) != uint32(0)
+            cosines[lane] = radii[lane] * (-first if minus else first)
+            minus = (quarter & uint32(2)) != uint32(0)
+            sines[lane] = radii[lane] * (-second if minus else second)
 
 
 @njit(inline="always")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from dpads.kernels.chacha import LANES, WORDS, set_key
 from dpads.kernels.gaussian import GROUPS_PER_TASK, blocks_of, group_normals, scratch_of
 
-BLOCK_BITS = 6
+BLOCK_BITS = 4
 BLOCK = 1 << BLOCK_BITS
+RECENT = 4096  # intervals shorter than this are looked up: most rows that are read were read lately
 
 
 class MissedNoise(NamedTuple):
@@ -42,11 +43,17 @@ class MissedNoise(NamedTuple):
     right: NDArray[np.float64]
 
 
+@njit(inline="always")
+def _exp(x: float) -> float:
+    """exp(x), quick where there is no decay."""
+    return 1.0 if x == 0.0 else float(np.exp(x))
+
+
 @njit(cache=True, nogil=True)
 def tabulate(squares: NDArray[np.float64], decays: NDArray[np.float64]) -> MissedNoise:
     """Builds the tables for learning rates whose squares are given and decay factors d_t in (0, 1].
 
-    Time and memory are O(T + (T / 64) log(T / 64)): blocks of 64 iterations, and over the blocks a disjoint
+    Time and memory are O(T + (T / 16) log(T / 16)): blocks of 16 iterations, and over the blocks a disjoint
     sparse table, so that every query is a few additions of positive numbers.
     """
     steps = len(squares)
@@ -90,7 +97,7 @@ def tabulate(squares: NDArray[np.float64], decays: NDArray[np.float64]) -> Misse
             value = 0.0
             for b in range(middle, min(middle + half, blocks)):
                 end = min((b + 1) * BLOCK, steps)
-                decay = np.exp(2.0 * (log_decay[end] - log_decay[b * BLOCK]))
+                decay = _exp(2.0 * (log_decay[end] - log_decay[b * BLOCK]))
                 value = value * decay + suffix[b * BLOCK]
                 right[level, b] = value
     return MissedNoise(squares, factors, log_decay, suffix, prefix, left, right)
@@ -120,16 +127,44 @@ def missed_variance(table: MissedNoise, a: int, b: int) -> float:
             while ((x ^ y) >> (level + 1)) > 0:
                 level += 1
             middle = ((y >> level) << level) << BLOCK_BITS
-            decay = np.exp(2.0 * (table.log_decay[end] - table.log_decay[middle]))
+            decay = _exp(2.0 * (table.log_decay[end] - table.log_decay[middle]))
             middle_value = table.left[level, x] * decay + table.right[level, y]
         value = (
-            value * np.exp(2.0 * (table.log_decay[end] - table.log_decay[position])) + middle_value
+            value * _exp(2.0 * (table.log_decay[end] - table.log_decay[position])) + middle_value
         )
         position = end
     if b > position:
-        decay = np.exp(2.0 * (table.log_decay[b] - table.log_decay[position]))
+        decay = _exp(2.0 * (table.log_decay[b] - table.log_decay[position]))
         value = value * decay + table.prefix[b]
     return value
+
+
+@njit(cache=True, nogil=True)
+def recent_intervals(
+    table: MissedNoise,
+    step: int,
+    scale: float,
+    stddevs: NDArray[np.float64],
+    decays: NDArray[np.float64],
+) -> None:
+    """Standard deviation and decay of the short intervals that end at `step`, shared by many rows.
+
+    Args:
+        table: of the schedule.
+        step: end of the intervals.
+        scale: noise_multiplier * l2_clip_norm / divisor.
+        stddevs: float64[RECENT], entry k is written for the interval [step - k, step), k <= step.
+        decays: float64[RECENT], likewise.
+    """
+    variance = 0.0
+    decay = 1.0
+    for k in range(min(len(stddevs), step + 1)):
+        stddevs[k] = scale * np.sqrt(variance)
+        decays[k] = np.sqrt(decay)
+        t = step - k - 1
+        if t >= 0:
+            variance += table.squares[t] * decay
+            decay *= table.factors[t]
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -141,6 +176,8 @@ def catch_up(
     key: NDArray[np.uint32],
     scale: float,
     table: MissedNoise,
+    stddevs: NDArray[np.float64],
+    decays: NDArray[np.float64],
 ) -> None:
     """Brings rows up to date with iteration `step`: decay and noise of everything they missed.
 
@@ -152,6 +189,8 @@ def catch_up(
         key: uint32[8], the table's noise key.
         scale: noise_multiplier * l2_clip_norm / divisor.
         table: of the schedule.
+        stddevs: float64[RECENT], from `recent_intervals` at this step.
+        decays: float64[RECENT], likewise.
 
     Guarantees:
         - The result does not depend on the number of threads nor on the order of rows.
@@ -162,31 +201,33 @@ def catch_up(
     for task in prange((len(rows) + span - 1) // span):
         initial = np.empty(WORDS * LANES, np.uint32)
         words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(scratch_of(dim), np.float32)
+        normals = np.zeros(scratch_of(dim), np.float32)
+        since = np.empty(LANES, np.int64)
         set_key(initial, key)
         for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
             count = min(LANES, len(rows) - start)
             pending = False
             for lane in range(count):
-                pending = pending or history[rows[start + lane]] < step
+                since[lane] = history[rows[start + lane]]
+                pending = pending or since[lane] < step
             if not pending:
                 continue
             if scale > 0.0:
                 group_normals(initial, words, rows, start, count, step, dim, normals)
             for lane in range(count):
-                row = rows[start + lane]
-                since = history[row]
-                if since >= step:
+                gap = step - since[lane]
+                if gap <= 0:
                     continue
-                decay = np.exp(table.log_decay[step] - table.log_decay[since])
-                if scale > 0.0:
-                    stddev = scale * np.sqrt(missed_variance(table, since, step))
-                    for j in range(dim):
-                        value = decay * array[row, j] - stddev * normals[j * LANES + lane]
-                        array[row, j] = np.float32(value)
+                row = rows[start + lane]
+                if gap < len(stddevs):
+                    stddev = stddevs[gap]
+                    decay = decays[gap]
                 else:
-                    for j in range(dim):
-                        array[row, j] = np.float32(decay * array[row, j])
+                    stddev = scale * np.sqrt(missed_variance(table, since[lane], step))
+                    decay = _exp(table.log_decay[step] - table.log_decay[since[lane]])
+                for j in range(dim):
+                    value = decay * array[row, j] - stddev * normals[j * LANES + lane]
+                    array[row, j] = np.float32(value)
                 history[row] = step
 
 

@@ -224,6 +224,19 @@ def test_the_missed_variance_is_exact_for_long_intervals(
             assert float(lazy.missed_variance(table, a, b) / exact) == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("step", [0, 1, 5, 4095, 4096, 9_000])
+def test_looked_up_intervals_are_the_computed_ones(step: int) -> None:
+    rates = learning_rates("cosine", 0.5, 9_000)
+    decays = 1.0 - rates * 0.01
+    table = lazy.tabulate(rates**2, decays)
+    stddevs, products = np.full(lazy.RECENT, np.nan), np.full(lazy.RECENT, np.nan)
+    lazy.recent_intervals(table, step, 0.3, stddevs, products)
+    for k in range(min(lazy.RECENT, step + 1)):
+        variance = lazy.missed_variance(table, step - k, step)
+        assert stddevs[k] == pytest.approx(0.3 * np.sqrt(variance), rel=1e-10)
+        assert products[k] == pytest.approx(np.prod(decays[step - k : step]), rel=1e-10)
+
+
 @given(steps=st.integers(1, 700), data=st.data())
 def test_the_missed_variance_composes(steps: int, data: Any) -> None:
     rates = learning_rates("cosine", 0.3, steps)
@@ -243,13 +256,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int, flo
     original: Callable[..., None] = lazy.catch_up
 
     def recording(
-        array: Any, history: Any, rows: Any, step: int, key: Any, scale: float, table: Any
+        array: Any, history: Any, rows: Any, step: int, key: Any, scale: float, *rest: Any
     ) -> None:
         for row in rows:
             if history[row] < step:
-                variance = scale**2 * lazy.missed_variance(table, int(history[row]), step)
+                variance = scale**2 * lazy.missed_variance(rest[0], int(history[row]), step)
                 record.append((key.tobytes(), step, int(row), variance))
-        original(array, history, rows, step, key, scale, table)
+        original(array, history, rows, step, key, scale, *rest)
 
     monkeypatch.setattr(lazy, "catch_up", recording)
     return record
@@ -280,6 +293,17 @@ def test_no_address_serves_two_draws_whatever_is_read_when(monkeypatch: pytest.M
         total[row] = (step, value * float(np.prod(update.decays[since:step] ** 2)) + variance)
     whole = update.noise_scale**2 * reference.missed_variance(update.rates, update.decays, 0, STEPS)
     assert all(value == (STEPS, pytest.approx(whole, rel=1e-9)) for value in total.values())
+
+
+def test_looking_intervals_up_or_computing_them_gives_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = []
+    for recent in (lazy.RECENT, 3, 1):
+        monkeypatch.setattr(lazy, "RECENT", recent)
+        results.append(_train(LazyTables, (13,), seed=6)[STEPS])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-5, atol=1e-6)
 
 
 def test_groups_and_runs_draw_different_noise() -> None:
