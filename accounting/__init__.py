@@ -10,7 +10,11 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
     calibration   the noise, iterations or batch size that meet a target epsilon from below
     mechanism     the promise that is wanted and the mechanism that keeps it, as plain numbers
     ledger        the append-only, hash-chained list of every access to private data
-    checks        each assumption of a guarantee, and what enforces it
+    facts         what only people know: the [statement] table
+    inputs        everything that a statement is made of
+    checks        each assumption's basis, result and evidence; the claim level
+    assumptions   the checks of one run; accesses: its uses of data; headline: both in a paragraph
+    sections      the statement's sections
     statement     the guarantee as data; rendering turns it into Markdown
 """
 

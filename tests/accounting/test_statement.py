@@ -1,0 +1,386 @@
+"""The statement: computed, complete, honest about what nobody checked, and sealed."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from statement_runs import NO_CLAIM, RUNS, run_inputs, statement_of
+
+from dpads.accounting import events
+from dpads.accounting.accountant import Relation, epsilon_of, round_up
+from dpads.accounting.canonical import digest
+from dpads.accounting.checks import EVIDENCE, Basis, Check, ClaimLevel, Result, claim_level
+from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.ledger import Ledger, LedgerEntry
+from dpads.accounting.statement import (
+    GuaranteeStatement,
+    check_schema,
+    load_schema,
+    make_statement,
+)
+from dpads.errors import VerificationError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_has_a_statement_that_its_schema_accepts(name: str) -> None:
+    statement = statement_of(name)
+    jsonschema.Draft202012Validator.check_schema(load_schema())
+    check_schema(json.loads(statement.to_json()))
+    again = GuaranteeStatement.from_json(statement.to_json())
+    assert again.data == statement.data
+    assert again.to_markdown() == statement.to_markdown()
+    assert make_statement(run_inputs(**RUNS[name])).to_json() == statement.to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("public size", "formal"),
+        ("no count", "formal"),
+        ("fixed noise", "formal"),
+        ("weighted", "formal"),
+        ("tuned", "formal"),
+        ("store's count", "conditional"),
+        ("signed", "conditional"),
+        ("reference", "conditional"),
+        ("train metrics", "conditional"),
+        ("no noise", "none"),
+        ("fixed seed", "none"),
+        ("user unit", "none"),
+    ],
+)
+def test_claim_level_is_computed(name: str, level: str) -> None:
+    statement = statement_of(name)
+    assert statement.claim_level == level
+    assert statement.headline.startswith(f"Claim level: {level}")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_epsilon_is_that_of_the_ledgers_event_rounded_up(name: str) -> None:
+    inputs, statement = run_inputs(**RUNS[name]), statement_of(name)
+    found = [g for g in statement.data["guarantees"] if g["notion"] == "approx_dp"]
+    if name == "no noise":
+        assert statement.data["guarantees"] == []
+        return
+    event = statement.data["accounting"]["dp_event"]
+    exact = epsilon_of(event, inputs.delta, inputs.relation).epsilon
+    assert [g["value"]["epsilon"] for g in found] == [round_up(exact)]
+    assert 0 <= found[0]["value"]["epsilon"] - exact < 0.0101
+    assert statement.epsilon == (None if name in NO_CLAIM else round_up(exact))
+    assert digest(event) == statement.data["accounting"]["dp_event_sha256"]
+
+
+@pytest.mark.parametrize("name", NO_CLAIM)
+def test_without_a_claim_no_epsilon_is_in_the_headline(name: str) -> None:
+    statement = statement_of(name)
+    assert not re.search(r"\d\.\d|epsilon|Tier", statement.headline)
+    assert "No differential privacy is claimed" in statement.headline
+    assert "tier" not in statement.data
+    assert all(g["hypothetical"] for g in statement.data["guarantees"])
+    page = statement.to_markdown()
+    head = page.partition("## 1.")[0]
+    assert not re.search(r"\(\d", head)
+    if name == "no noise":
+        assert "no epsilon exists" in page
+    else:
+        assert "What the accounting would have said" in page
+
+
+@pytest.mark.parametrize("name", [n for n in RUNS if n not in NO_CLAIM])
+def test_with_a_claim_the_headline_says_what_it_is(name: str) -> None:
+    inputs, statement = run_inputs(**RUNS[name]), statement_of(name)
+    assert f"({statement.epsilon:.2f}, " in statement.headline
+    assert f"one {inputs.unit}" in statement.headline
+    assert "Not covered:" in statement.headline
+    assert "No user-level guarantee" in statement.headline
+
+
+def test_conditional_claims_say_on_what_and_who_answers() -> None:
+    unsigned = statement_of("store's count")
+    assert "signed by nobody" in unsigned.headline
+    assert "number of units" in unsigned.headline
+    assert unsigned.data["signoffs"] == []
+    assert "asserted_by" in {m["key"] for m in unsigned.data["missing"]}
+    check = _check(unsigned, "adjacency.n_public")
+    assert check["basis"] == "declared_in_configuration"
+    assert "asserted_by" not in check
+
+    signed = statement_of("signed")
+    assert "asserted by Ada Lovelace, data steward" in signed.headline
+    assert _check(signed, "adjacency.n_public")["basis"] == "asserted_by_user"
+    assert signed.data["signoffs"][0]["name"] == "Ada Lovelace"
+    assert "adjacency.n_public" in signed.data["signoffs"][0]["fields"]
+    assert signed.data["missing"] == []
+    assert "*missing*" not in signed.to_markdown()
+
+
+def test_the_headline_names_what_is_not_covered() -> None:
+    assert "reference model" in statement_of("reference").headline
+    assert "test rows" in statement_of("public size").headline
+    assert "test rows" not in statement_of("no metrics").headline
+    assert "metrics on training rows" in statement_of("train metrics").headline
+    assert "other runs on these rows" in statement_of("tuned").headline
+    assert "Negatives were sampled down" in statement_of("signed").headline
+
+
+def test_a_tier_needs_a_delta_as_small_as_the_default() -> None:
+    assert statement_of("public size").data["tier"]["label"] == "tier2_eps_le_10"
+    loose = statement_of("loose delta")
+    assert "tier" not in loose.data
+    assert "No tier is named" in loose.headline
+    assert "Tier" not in loose.to_markdown().replace("No tier", "")
+    assert "tier" not in statement_of("no count").data
+
+
+def test_the_float32_gaussian_is_always_named() -> None:
+    for name in RUNS:
+        statement = statement_of(name)
+        check = _check(statement, "noise.floating_point")
+        assert (check["result"], check["effect_if_false"]) == ("violated", "theoretical")
+        assert any("float32 Gaussian" in limit for limit in statement.data["limitations"])
+
+
+def test_the_profile_falls_with_delta_and_holds_the_chosen_delta() -> None:
+    profile = next(
+        g["value"]["profile"]
+        for g in statement_of("public size").data["guarantees"]
+        if g["notion"] == "privacy_profile"
+    )
+    deltas = [p["delta"] for p in profile]
+    assert deltas == sorted(deltas, reverse=True)
+    assert {1e-5, 1e-6, 1e-8, 1e-10, 1e-12} <= set(deltas)
+    assert [p["epsilon"] for p in profile] == sorted(p["epsilon"] for p in profile)
+    assert statement_of("public size").epsilon == {p["delta"]: p["epsilon"] for p in profile}[1e-8]
+
+
+def _with_entries(inputs: StatementInputs, entries: list[LedgerEntry]) -> StatementInputs:
+    return replace(inputs, ledger=tuple(entries))
+
+
+def _training(event: events.EventTree) -> LedgerEntry:
+    return LedgerEntry(
+        kind="training",
+        description="x",
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=event,
+    )
+
+
+def test_planted_defects_each_take_the_claim_away() -> None:
+    good = run_inputs()
+    assert make_statement(good).claim_level is ClaimLevel.FORMAL
+    training = good.entries("training")[0]
+    rest = [e for e in good.ledger if e is not training]
+    other = events.dp_sgd(good.noise_multiplier * 2, 1024 / 71_000, 347)
+    fewer = events.dp_sgd(good.noise_multiplier, 1024 / 71_000, 100)
+    defects = {
+        "sampling.matches_accounting": [
+            _with_entries(good, [_training(other), *rest]),
+            _with_entries(good, [_training(fewer), *rest]),
+            _with_entries(good, rest),
+        ],
+        "iterations.all_counted": [
+            replace(good, executed=348),
+            _with_entries(good, rest),
+            _with_entries(good, [training, training, *rest]),
+        ],
+        "ledger.complete": [replace(good, reference_trained=True)],
+        "noise.generator": [replace(good, noise_seed_used=True)],
+    }
+    for check, variants in defects.items():
+        for variant in variants:
+            statement = make_statement(variant)
+            assert statement.claim_level is ClaimLevel.NONE, check
+            assert _check(statement, check)["result"] == "violated"
+
+
+def test_everything_that_is_covered_counts() -> None:
+    good = run_inputs()
+    count = LedgerEntry(
+        kind="dp_count",
+        description="noisy count of clicks, for the bias",
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=events.gaussian(2.0),
+    )
+    both = make_statement(_with_entries(good, [count, *good.ledger]))
+    alone = make_statement(good)
+    assert both.claim_level is ClaimLevel.FORMAL
+    assert both.epsilon is not None
+    assert alone.epsilon is not None
+    assert both.epsilon > alone.epsilon + 0.05
+    assert "noisy count of clicks" in both.to_markdown()
+
+
+BEARING = Check(id="a.b", assumption="x", basis=Basis.ENFORCED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, ClaimLevel.FORMAL),
+        ({"basis": Basis.VERIFIED}, ClaimLevel.FORMAL),
+        ({"basis": Basis.ASSERTED, "asserted_by": "Ada"}, ClaimLevel.CONDITIONAL),
+        ({"basis": Basis.DECLARED}, ClaimLevel.CONDITIONAL),
+        ({"result": Result.VIOLATED}, ClaimLevel.NONE),
+        ({"result": Result.UNKNOWN, "basis": Basis.NOT_CHECKED}, ClaimLevel.NONE),
+        ({"result": Result.NOT_APPLICABLE}, ClaimLevel.NONE),
+        ({"result": Result.VIOLATED, "load_bearing": False}, ClaimLevel.FORMAL),
+        ({"basis": Basis.DECLARED, "load_bearing": False}, ClaimLevel.FORMAL),
+    ],
+)
+def test_the_weakest_load_bearing_check_decides(changes: dict[str, Any], level: ClaimLevel) -> None:
+    assert claim_level([BEARING, replace(BEARING, id="c.d", **changes), BEARING]) is level
+    assert claim_level([replace(BEARING, load_bearing=False)]) is ClaimLevel.NONE
+    assert claim_level([]) is ClaimLevel.NONE
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    if not isinstance(value, dict | list):
+        yield path, value
+    for key, part in items:
+        yield from _leaves(part, (*path, key))
+
+
+def test_one_altered_item_is_found_wherever_it_is() -> None:
+    data = json.loads(statement_of("signed").to_json())
+    places = list(_leaves(data))
+    assert len(places) > 250
+    for path, value in places:
+        altered = copy.deepcopy(data)
+        target = altered
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = (not value) if isinstance(value, bool) else _other(value)
+        with pytest.raises(VerificationError):
+            GuaranteeStatement.from_json(json.dumps(altered))
+
+
+def _other(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": "0.1"}, "schema_version"),
+        ({"surprise": 1}, "surprise"),
+        ({"claim_level": "formal"}, "digest"),
+        ({"visibility": "secret"}, "visibility"),
+        ({"guarantees": []}, "guarantees"),
+    ],
+)
+def test_statements_that_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    data = {**json.loads(statement_of("store's count").to_json()), **change}
+    with pytest.raises(VerificationError, match=message):
+        GuaranteeStatement.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}"])
+def test_what_is_no_statement_is_refused(text: str) -> None:
+    with pytest.raises(VerificationError):
+        GuaranteeStatement.from_json(text)
+
+
+def test_the_schema_itself_forbids_claims_that_contradict_themselves() -> None:
+    data = json.loads(statement_of("fixed seed").to_json())
+    data["guarantees"][0]["hypothetical"] = False
+    with pytest.raises(VerificationError, match="hypothetical"):
+        check_schema(data)
+    data = json.loads(statement_of("public size").to_json())
+    for guarantee in data["guarantees"]:
+        guarantee["hypothetical"] = True
+    with pytest.raises(VerificationError, match="guarantees"):
+        check_schema(data)
+    data = json.loads(statement_of("signed").to_json())
+    del _check(GuaranteeStatement(data), "adjacency.n_public")["asserted_by"]
+    with pytest.raises(VerificationError, match="asserted_by"):
+        check_schema(data)
+
+
+def _check(statement: GuaranteeStatement, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in statement.data["checks"] if c["id"] == name)
+    return found
+
+
+def test_check_names_are_unique_and_the_guarantee_lists_the_load_bearing_ones() -> None:
+    for name in RUNS:
+        data = statement_of(name).data
+        ids = [c["id"] for c in data["checks"]]
+        assert len(ids) == len(set(ids))
+        bearing = [c["id"] for c in data["checks"] if c["load_bearing"]]
+        assert all(g["depends_on_checks"] == bearing for g in data["guarantees"])
+        assert {a["check_id"] for a in data["definition"]["data_accesses"] if "check_id" in a} <= {
+            *ids
+        }
+
+
+REFERENCES = sorted({(kind, ref) for pairs in EVIDENCE.values() for kind, ref in pairs})
+
+
+@pytest.mark.parametrize(("kind", "ref"), REFERENCES, ids=[ref for _, ref in REFERENCES])
+def test_evidence_points_at_code_and_tests_that_exist(kind: str, ref: str) -> None:
+    file, _, symbol = ref.partition("::")
+    assert (kind == "unit_test") == file.startswith("tests/")
+    tree = ast.parse((ROOT / file).read_text())
+    defined = {
+        name
+        for node in tree.body
+        for name in (
+            [node.name]
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            else [t.id for t in node.targets if isinstance(t, ast.Name)]
+            if isinstance(node, ast.Assign)
+            else []
+        )
+    }
+    assert not symbol or symbol in defined
+
+
+def test_every_check_of_the_evidence_table_is_used() -> None:
+    used = {c["id"] for name in RUNS for c in statement_of(name).data["checks"]}
+    assert set(EVIDENCE) <= used
+
+
+def test_user_data_are_never_in_the_statement() -> None:
+    inputs = run_inputs(schema={"user": "uid", "weight": None, "label": "click"})
+    text = make_statement(inputs).to_json()
+    assert "uid" not in text.replace("uuid", "")
+
+
+def test_statements_follow_the_ledger() -> None:
+    ledger = Ledger()
+    inputs = run_inputs(ledger=ledger.entries, ledger_head=ledger.head)
+    assert make_statement(inputs).claim_level is ClaimLevel.NONE
+    one, two = statement_of("public size"), statement_of("no metrics")
+    assert one.data["ledger"]["head"] != two.data["ledger"]["head"]
+    assert one.data["statement_id"] != two.data["statement_id"]
+
+
+def test_relations_are_those_of_the_plan() -> None:
+    for name, relation in (("public size", "add_or_remove_one"), ("store's count", "zero_out")):
+        data = statement_of(name).data
+        assert data["definition"]["adjacency"]["relation"] == relation
+        assert {g["adjacency"] for g in data["guarantees"]} == {relation}
+        assert Relation(relation)

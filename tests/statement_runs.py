@@ -1,0 +1,114 @@
+"""Runs as statements see them: inputs made as a run makes them, to be changed by tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpads.accounting.facts import HumanFacts
+from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.ledger import Ledger
+from dpads.accounting.statement import GuaranteeStatement, make_statement
+from dpads.plan import PrivacySpec, resolve
+
+PUBLIC = {"epsilon": 3.0, "delta": 1e-8, "dataset_size": 71_000}
+STORE_COUNT = {"epsilon": 3.0, "delta": 1e-8}
+EVERYTHING = {
+    "model_name": "clicks",
+    "model_version": "2026-11-21",
+    "publisher": "Example Ads",
+    "contact": "privacy@example.com",
+    "intended_use": "ranking of ads",
+    "trusted_party": "Example Ads' training cluster",
+    "asserted_by": "Ada Lovelace, data steward",
+    "unit_definition": "one impression",
+    "upstream": "Negatives were sampled down before the log came here.",
+    "tuning": "public_data",
+    "released_to": "the serving fleet",
+    "repository": "https://example.com/ads",
+    "commit": "0123abc",
+    "third_party_review": "none yet",
+}
+
+
+def run_inputs(
+    privacy: dict[str, Any] | None = None,
+    *,
+    human: dict[str, str] | None = None,
+    reference: bool = False,
+    evaluated_on: tuple[str, ...] = ("test",),
+    **changes: Any,
+) -> StatementInputs:
+    plan = resolve(
+        PrivacySpec(**(privacy or PUBLIC)), expected_batch_size=1024, epochs=5, store_units=71_000
+    )
+    ledger = Ledger()
+    if reference:
+        ledger.append(
+            kind="reference",
+            description="A reference model was trained without noise on train rows",
+            rows="train",
+            treatment="not_covered",
+        )
+    ledger.append(
+        kind="training",
+        description=f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables",
+        rows="train",
+        treatment="covered_by_accounting" if plan.is_private else "not_covered",
+        dp_event=plan.event() if plan.is_private else None,
+    )
+    ledger.append(
+        kind="training_finished",
+        description="All iterations ran",
+        rows="train",
+        treatment="covered_by_accounting",
+    )
+    for rows in evaluated_on:
+        ledger.append(
+            kind="evaluation",
+            description=f"Exact metrics of the model on {rows} rows",
+            rows=rows,
+            treatment="not_covered",
+        )
+    fields: dict[str, Any] = {
+        "plan": plan.to_dict(),
+        "ledger": ledger.entries,
+        "ledger_head": ledger.head,
+        "artifacts": {"model.safetensors": "ab" * 32, "model.json": "cd" * 32},
+        "task": "ctr",
+        "model": "mlp",
+        "schema": {"user": None, "weight": None},
+        "table_noise": "lazy",
+        "executed": plan.mechanism.iterations,
+        "replayed": 0,
+        "versions": {"dpads": "0.1.0", "dp-accounting": "0.6.0"},
+        "created_at": "2026-11-21T04:00:00Z",
+        "reference_trained": reference,
+        "human": HumanFacts.from_mapping(human or {}),
+    }
+    return StatementInputs(**{**fields, **changes})
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "public size": {},
+    "store's count": {"privacy": STORE_COUNT},
+    "signed": {"privacy": STORE_COUNT, "human": EVERYTHING},
+    "loose delta": {"privacy": {**PUBLIC, "delta": 1e-5}},
+    "fixed noise": {"privacy": {"noise_multiplier": 1.0, "dataset_size": 71_000}},
+    "no count": {
+        "privacy": {"epsilon": 3.0, "delta": 1e-8, "sampling_prob": 0.01, "iterations": 50}
+    },
+    "no noise": {"privacy": {"noise_multiplier": 0.0, "dataset_size": 71_000}},
+    "fixed seed": {"noise_seed_used": True},
+    "reference": {"reference": True},
+    "train metrics": {"evaluated_on": ("test", "train")},
+    "no metrics": {"evaluated_on": ()},
+    "user unit": {"privacy": {**PUBLIC, "unit": "user", "max_examples_per_unit": 4}},
+    "weighted": {"schema": {"user": "uid", "weight": "w"}},
+    "tuned": {"human": {"tuning": "not_accounted", "asserted_by": "Ada"}},
+    "counts": {"task": "count", "table_noise": "dense"},
+}
+NO_CLAIM = ("no noise", "fixed seed", "user unit")
+
+
+def statement_of(name: str) -> GuaranteeStatement:
+    return make_statement(run_inputs(**RUNS[name]))
