@@ -22,6 +22,13 @@ from dpads.store import prepare
 EXAMPLES: Final = 250_000
 TRAINED_ON: Final = 200_000
 SEED: Final = 2026
+FACTS: Final = {
+    "model_name": "dpads demo",
+    "intended_use": "a demonstration",
+    "unit_definition": "one made-up ad impression",
+    "upstream": "nothing: the log is synthetic",
+    "tuning": "public_data",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def run_demo(on_progress: Callable[[RunProgress], None]) -> Demonstration:
             tower_optimizer=Adam(learning_rate=0.02),
             test=stores["test"],
             reference=True,
-            statement={"model_name": "dpads demo", "intended_use": "a demonstration"},
+            statement=FACTS,
             on_progress=on_progress,
         )
         labels = parts["test"][log.schema.label].to_numpy()

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import settings
+
+from dpads import synthetic
+from dpads.store import ExampleStore, prepare
+from dpads.synthetic import SyntheticLog
 
 # The same examples on every machine and no limit on the time of one: a slow machine is no bug.
 settings.register_profile("dpads", deadline=None, derandomize=True, print_blob=True)
@@ -20,3 +25,30 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real logs in ../shared/data (or the folder in DPADS_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def click_log() -> SyntheticLog:
+    """A small synthetic log."""
+    return synthetic.click_log(4000, seed=11, buckets=200)
+
+
+@pytest.fixture(scope="session")
+def log_folder(click_log: SyntheticLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small log as files: train.parquet (3000 rows) and test.parquet (1000 rows)."""
+    folder = tmp_path_factory.mktemp("logs")
+    parquet.write_table(click_log.table[:3000], folder / "train.parquet")
+    parquet.write_table(click_log.table[3000:], folder / "test.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_store(click_log: SyntheticLog, log_folder: Path) -> ExampleStore:
+    """train.parquet as a store."""
+    return prepare(log_folder / "train.parquet", click_log.schema, out=log_folder / "train-store")
+
+
+@pytest.fixture(scope="session")
+def test_store(click_log: SyntheticLog, log_folder: Path) -> ExampleStore:
+    """test.parquet as a store."""
+    return prepare(log_folder / "test.parquet", click_log.schema, out=log_folder / "test-store")
