@@ -1,0 +1,120 @@
+"""Pseudo-random keys of examples and users, by which rows are split and capped.
+
+A key is a function of the seed, the user, what the row holds, and its ordinal among the same
+user's identical rows. It depends on no position and on no other user, so that adding a row or a
+user moves nobody else to another side of a split. The seed is public; the keys need not be secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.batch import SparseBatch
+
+Keys = NDArray[np.uint64]
+
+# The increment and the multipliers of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA).
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def seeded(size: int, seed: int) -> Keys:
+    """Keys before anything was absorbed, one per row.
+
+    Args:
+        size: number of rows.
+        seed: any integer.
+
+    Returns:
+        uint64[size], all equal.
+    """
+    digest = hashlib.blake2b(f"dpads row key {seed}".encode(), digest_size=8).digest()
+    return np.full(size, int.from_bytes(digest, "little"), np.uint64)
+
+
+def absorb(keys: Keys, words: NDArray[np.generic]) -> Keys:
+    """Keys that also depend on one more word each.
+
+    Args:
+        keys: uint64[n].
+        words: n numbers of 32 or 64 bits, taken as their bits.
+    """
+    unsigned = words.view(np.uint32 if words.dtype.itemsize == 4 else np.uint64)
+    return _mix(keys + _INCREMENT) ^ _mix(unsigned.astype(np.uint64) + _INCREMENT)
+
+
+def content_keys(batch: SparseBatch, users: Keys | None, seed: int) -> Keys:
+    """Keys of the rows' contents; identical rows have equal keys.
+
+    Args:
+        batch: n rows.
+        users: uint64[n, 2], the users' keys, or None.
+        seed: any integer.
+
+    Returns:
+        uint64[n].
+    """
+    keys = seeded(batch.num_examples, seed)
+    columns: list[NDArray[np.generic]] = [] if users is None else list(users.T)
+    columns += [*batch.scalar_ids.T, *batch.dense.T, batch.labels]
+    columns += [part for part in (batch.weights, batch.exposure) if part is not None]
+    for column in columns:
+        keys = _mix(absorb(keys, np.ascontiguousarray(column)))
+    for bag in batch.bags.values():
+        lengths = np.diff(bag.offsets)
+        place = np.arange(len(bag.values)) - np.repeat(bag.offsets[:-1], lengths)
+        items = absorb(_mix(place.astype(np.uint64)), bag.values)
+        if bag.weights is not None:
+            items = absorb(items, bag.weights)
+        # A sum modulo 2^64 over each bag; the items know their places.
+        total = np.zeros(len(items) + 1, np.uint64)
+        np.cumsum(_mix(items), out=total[1:])
+        keys = _mix(absorb(keys, lengths))
+        keys = _mix(absorb(keys, total[bag.offsets[1:]] - total[bag.offsets[:-1]]))
+    return keys
+
+
+def with_ordinals(keys: Keys) -> Keys:
+    """Tells identical rows apart by how many equal keys came before.
+
+    Args:
+        keys: uint64[n].
+
+    Returns:
+        uint64[n]; the set of keys of k identical rows is the same wherever they stand.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    place = np.arange(len(keys))
+    starts = np.ones(len(keys), np.bool_)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    ordinals = np.empty(len(keys), np.uint64)
+    ordinals[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return _mix(absorb(keys, ordinals))
+
+
+def user_unit_keys(users: Keys, seed: int) -> Keys:
+    """Keys of users.
+
+    Args:
+        users: uint64[u, 2], the users' 128-bit keys.
+        seed: any integer.
+
+    Returns:
+        uint64[u].
+    """
+    keys = seeded(len(users), seed)
+    for column in users.T:
+        keys = _mix(absorb(keys, np.ascontiguousarray(column)))
+    return keys
+
+
+def _mix(keys: Keys) -> Keys:
+    """SplitMix64's finalizer: a bijection in which every bit depends on every bit."""
+    keys = (keys ^ (keys >> np.uint64(30))) * _FIRST
+    keys = (keys ^ (keys >> np.uint64(27))) * _SECOND
+    return keys ^ (keys >> np.uint64(31))

@@ -1,0 +1,521 @@
+"""ExampleStore: encoded examples on disk, memory-mapped, read by row.
+
+    STORE/
+      data.arrow    Arrow IPC, record batches of exactly 65,536 rows; its metadata holds the schema
+      store.json    format and fingerprint
+      key           0600; the fingerprint is the HMAC-SHA256 of data.arrow under this key
+
+Columns are those of `encoding.encoded_schema` and `input_row`, the row's number in the logs. With
+`schema.user` the rows are grouped by user; without, they keep the logs' order. The fingerprint is
+keyed because a plain digest of a private file would let anyone test a guess of its content; it is
+checked whenever a store is opened, and so is proof against damage, not against forgery.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from dpads.batch import BagIds, SparseBatch
+from dpads.encoding import bag_column, bag_weights_column, encode, encoded_schema
+from dpads.errors import DataError, SchemaError, StoreError
+from dpads.reading import Logs, find_logs, read_batches
+from dpads.row_keys import content_keys, user_unit_keys, with_ordinals
+from dpads.schema import FeatureSchema
+from dpads.store_writing import RECORD_ROWS, RecordSink, Sink, UserSink
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+DATA, META, KEY = "data.arrow", "store.json", "key"
+METADATA_KEY = b"dpads"
+HASH_BYTES = 1 << 24
+SCAN_ROWS = 1 << 18
+
+Rows = NDArray[np.int64]
+
+
+def prepare(
+    logs: Logs,
+    schema: FeatureSchema | str | Path,
+    *,
+    out: str | Path,
+    progress: Callable[[int], None] | None = None,
+) -> ExampleStore:
+    """Encodes logs into a store.
+
+    Args:
+        logs: a path or glob, or several: Parquet, Arrow, CSV or TSV, plain or .gz or .zst.
+        schema: what the columns are, or a TOML file with a [schema] table.
+        out: the folder to make; it must not exist.
+        progress: called with the number of examples encoded so far.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        SchemaError: the schema file is wrong.
+        DataError: a log is missing, damaged or empty, or a value is outside the schema.
+        StoreError: `out` exists.
+
+    Guarantees:
+        - Nothing is left behind on failure, and `out` appears only when it is whole.
+        - Memory does not grow with the logs.
+    """
+    if not isinstance(schema, FeatureSchema):
+        schema = FeatureSchema.from_toml(schema)
+    target = Path(out)
+    _refuse_existing(target)
+    files = find_logs(logs)
+    made = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+    try:
+        total = 0
+        arrow = _stored_schema(schema)
+        with RecordSink(partial / DATA, arrow) as records:
+            sink: Sink = UserSink(records, partial, arrow) if schema.user else records
+            for file in files:
+                for raw in read_batches(file, schema):
+                    try:
+                        encoded = encode(raw, schema)
+                    except DataError as error:
+                        raise DataError(f"{file.path}: {error}") from None
+                    sink.add(_numbered(encoded, total, arrow))
+                    total += raw.num_rows
+                    if progress is not None:
+                        progress(total)
+            if total == 0:
+                raise DataError("Expected at least one row, got empty logs. Check the paths.")
+            sink.finish()
+        _write_meta(partial)
+        _refuse_existing(target)
+        partial.rename(target)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+            for folder in made:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+    return ExampleStore.open(target)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of fixed width inside the mapped file.
+
+    Attributes:
+        words: the whole file as words of the column's type.
+        bases: int64[batches], where each record batch's values start, in words.
+        width: words per row.
+    """
+
+    words: NDArray[Any]
+    bases: Rows
+    width: int
+
+    def take(self, rows: Rows) -> NDArray[Any]:
+        """The rows' words, [n] for width 1 and [n, width] otherwise."""
+        starts = self.starts(rows)
+        if self.width == 1:
+            return self.words[starts]
+        return sliding_window_view(self.words, self.width)[starts]
+
+    def starts(self, rows: Rows) -> Rows:
+        """Where each row starts, in words."""
+        return self.bases[rows // RECORD_ROWS] + (rows % RECORD_ROWS) * self.width
+
+
+@dataclass(frozen=True)
+class _Bag:
+    """A list column inside the mapped file."""
+
+    offsets: _Column
+    values: _Column
+    weights: _Column | None
+
+    def take(self, rows: Rows) -> BagIds:
+        """The rows' lists, one after another."""
+        at = self.offsets.starts(rows)
+        begins = self.offsets.words[at]
+        lengths = self.offsets.words[at + 1] - begins
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        batch = rows // RECORD_ROWS
+        within = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+        place = np.repeat(self.values.bases[batch], lengths) + within
+        weights = None
+        if self.weights is not None:
+            weights = self.weights.words[np.repeat(self.weights.bases[batch], lengths) + within]
+        return BagIds(self.values.words[place].astype(np.int64), offsets, weights)
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A store's files, mapped into memory."""
+
+    path: Path
+    schema: FeatureSchema
+    key: bytes
+    fingerprint: str
+    num_rows: int
+    columns: Mapping[str, _Column]
+    bags: Mapping[str, _Bag]
+
+
+class ExampleStore:
+    """Encoded examples, or a part of them after a split.
+
+    Positions of examples run from 0 to `num_examples - 1` in stored order; where the schema has a
+    user, each user's examples stand together.
+
+    Attributes:
+        path: the store's folder.
+        schema: what it was prepared with.
+        fingerprint: keyed digest of the content (and of the split), in hexadecimal.
+
+    Examples:
+        >>> import dpads, tempfile
+        >>> log = dpads.synthetic.click_log(1000, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = log.write(f"{folder}/log.parquet")
+        ...     store = dpads.prepare(path, log.schema, out=f"{folder}/store")
+        >>> train, test = store.split(0.2, seed=7)
+        >>> store.num_examples, len(train) + len(test), store.read([3, 3, 0]).num_examples
+        (1000, 1000, 3)
+    """
+
+    def __init__(self, mapped: _Mapped, index: Rows | None, fingerprint: str) -> None:
+        self._mapped = mapped
+        self._index = index
+        self.path = mapped.path
+        self.schema = mapped.schema
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, path: str | Path) -> ExampleStore:
+        """Opens a store and checks that it is undamaged.
+
+        Args:
+            path: the folder that `prepare` made.
+
+        Raises:
+            StoreError: there is no store, it is damaged, or it has another format.
+        """
+        mapped = _map(Path(path))
+        return cls(mapped, None, mapped.fingerprint)
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return self._mapped.num_rows if self._index is None else len(self._index)
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __repr__(self) -> str:
+        return f"ExampleStore({str(self.path)!r}, num_examples={self.num_examples})"
+
+    @property
+    def num_users(self) -> int:
+        """Number of users.
+
+        Raises:
+            SchemaError: the schema names no user column.
+        """
+        if self.user_offsets is None:
+            raise SchemaError('Expected `user = "<column>"` in the schema to count users.')
+        return len(self.user_offsets) - 1
+
+    def num_units(self, unit: str) -> int:
+        """Number of privacy units.
+
+        Args:
+            unit: "example" or "user".
+
+        Raises:
+            SchemaError: the unit is "user" and the schema names no user column.
+        """
+        return self.num_examples if unit == "example" else self.num_users
+
+    @cached_property
+    def user_offsets(self) -> Rows | None:
+        """int64[users + 1]: user u owns positions [offsets[u], offsets[u + 1]); None without users."""
+        if self.schema.user is None:
+            return None
+        starts = [np.zeros(1, np.int64)]
+        for begin in range(0, self.num_examples, SCAN_ROWS):
+            end = min(begin + SCAN_ROWS + 1, self.num_examples)
+            keys = self._user_keys(np.arange(begin, end))
+            starts.append(begin + 1 + np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)))
+        starts.append(np.array([self.num_examples], np.int64))
+        return np.concatenate(starts)
+
+    @cached_property
+    def input_rows(self) -> Rows:
+        """int64[num_examples]: each example's row number in the logs, files one after another."""
+        parts = [
+            self._take("input_row", np.arange(begin, min(begin + SCAN_ROWS, self.num_examples)))
+            for begin in range(0, self.num_examples, SCAN_ROWS)
+        ]
+        return np.concatenate(parts)
+
+    def check_schema(self, schema: FeatureSchema) -> None:
+        """Checks that the store was prepared with this schema.
+
+        Args:
+            schema: the schema wanted; `columns` may differ, for it only says how to read logs.
+
+        Raises:
+            StoreError: something differs; the message names the first difference.
+        """
+        stored, wanted = self.schema.to_dict(), schema.to_dict()
+        for name in stored:
+            if name != "columns" and stored[name] != wanted[name]:
+                raise StoreError(
+                    f"{self.path}: the store was prepared with another schema: {name} is "
+                    f"{json.dumps(stored[name])} there and {json.dumps(wanted[name])} here. "
+                    "Prepare the logs again, or use the store's schema."
+                )
+
+    def read(self, rows: NDArray[np.int64] | list[int]) -> SparseBatch:
+        """Reads examples.
+
+        Args:
+            rows: int64[n], positions in any order; repeats are fine, and so are none.
+
+        Returns:
+            n examples in the order of `rows`, each its own unit.
+
+        Raises:
+            StoreError: a position is outside the store.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        size = self.num_examples
+        if wanted.size and (int(wanted.min()) < 0 or int(wanted.max()) >= size):
+            raise StoreError("Expected positions from 0 to num_examples - 1, got others.")
+        stored = wanted if self._index is None else self._index[wanted]
+        columns, count = self._mapped.columns, len(wanted)
+        scalars = tuple(item.name for item in self.schema.fields if not item.is_bag)
+        ids, dense = columns.get("ids"), columns.get("dense")
+        weight, exposure = columns.get("weight"), columns.get("exposure")
+        return SparseBatch(
+            field_names=scalars,
+            scalar_ids=(
+                np.empty((count, 0), np.int32)
+                if ids is None
+                else ids.take(stored).reshape(count, len(scalars))
+            ),
+            bags={name: bag.take(stored) for name, bag in self._mapped.bags.items()},
+            dense=(
+                np.empty((count, 0), np.float32)
+                if dense is None
+                else dense.take(stored).reshape(count, dense.width)
+            ),
+            labels=columns["label"].take(stored),
+            weights=None if weight is None else weight.take(stored),
+            exposure=None if exposure is None else exposure.take(stored),
+        )
+
+    def scan(self, batch_size: int) -> Iterator[SparseBatch]:
+        """Reads all examples in stored order.
+
+        Args:
+            batch_size: examples per batch; the last may have fewer.
+        """
+        for begin in range(0, self.num_examples, batch_size):
+            yield self.read(np.arange(begin, min(begin + batch_size, self.num_examples)))
+
+    def content_keys(self, seed: int) -> NDArray[np.uint64]:
+        """A pseudo-random key per example, by which to choose among a user's examples.
+
+        Args:
+            seed: public.
+
+        Returns:
+            uint64[num_examples], from (seed, user, content, ordinal among the user's identical
+            examples); no position and no other user matters.
+        """
+        keys = np.empty(self.num_examples, np.uint64)
+        for begin in range(0, self.num_examples, SCAN_ROWS):
+            rows = np.arange(begin, min(begin + SCAN_ROWS, self.num_examples))
+            users = self._user_keys(rows) if self.schema.user else None
+            keys[rows] = content_keys(self.read(rows), users, seed)
+        return with_ordinals(keys)
+
+    def split(self, fraction: float, seed: int) -> tuple[ExampleStore, ExampleStore]:
+        """Splits by user where the schema has one, else by example.
+
+        Args:
+            fraction: expected share of units on the second side, in (0, 1).
+            seed: public.
+
+        Returns:
+            The larger side for training and the second for testing; views of this store.
+
+        Raises:
+            StoreError: the fraction is out of range, or a side is empty.
+
+        Guarantees:
+            - Adding a user (or an example, without users) changes nobody else's side.
+            - A user is on one side.
+        """
+        if not 0 < fraction < 1:
+            raise StoreError(f"Expected a fraction in (0, 1) for the test rows, got {fraction}.")
+        bound = np.uint64(int(fraction * 2**64))
+        if self.user_offsets is None:
+            second = self.content_keys(seed) < bound
+        else:
+            firsts = self._user_keys(self.user_offsets[:-1])
+            sides = user_unit_keys(firsts, seed) < bound
+            second = np.repeat(sides, np.diff(self.user_offsets))
+        if second.all() or not second.any():
+            raise StoreError("The split leaves one side empty. Use more rows or another fraction.")
+        return self._view(~second, f"train {fraction!r} {seed}"), self._view(
+            second, f"test {fraction!r} {seed}"
+        )
+
+    def _view(self, mask: NDArray[np.bool_], what: str) -> ExampleStore:
+        """The examples where the mask is true."""
+        rows = np.flatnonzero(mask)
+        index = rows if self._index is None else self._index[rows]
+        name = f"{self.fingerprint} {what}".encode()
+        return ExampleStore(
+            self._mapped, index, hmac.digest(self._mapped.key, name, "sha256").hex()
+        )
+
+    def _take(self, column: str, rows: Rows) -> NDArray[Any]:
+        """One column at some positions."""
+        return self._mapped.columns[column].take(rows if self._index is None else self._index[rows])
+
+    def _user_keys(self, rows: Rows) -> NDArray[np.uint64]:
+        """The users' keys at some positions, uint64[n, 2]."""
+        return self._take("user", rows)
+
+
+def _refuse_existing(target: Path) -> None:
+    """Nothing that exists is overwritten."""
+    if target.exists() or target.is_symlink():
+        raise StoreError(f"{target} exists. Choose another folder, or remove it first.")
+
+
+def _stored_schema(schema: FeatureSchema) -> pa.Schema:
+    """The data file's Arrow schema with its metadata."""
+    import pyarrow as pa
+
+    from dpads import __version__
+
+    meta = {"format": FORMAT, "dpads_version": __version__, "schema": schema.to_dict()}
+    columns = encoded_schema(schema).append(pa.field("input_row", pa.int64(), nullable=False))
+    return columns.with_metadata({METADATA_KEY: json.dumps(meta, sort_keys=True).encode()})
+
+
+def _numbered(batch: pa.RecordBatch, start: int, schema: pa.Schema) -> pa.RecordBatch:
+    """An encoded batch with the numbers of its rows in the logs."""
+    import pyarrow as pa
+
+    rows = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
+    return pa.RecordBatch.from_arrays([*batch.columns, rows], schema=schema)
+
+
+def _write_meta(folder: Path) -> None:
+    """Draws the key and writes the fingerprint under it."""
+    import pyarrow as pa
+
+    key = secrets.token_bytes(32)
+    (folder / KEY).touch(mode=0o600)
+    (folder / KEY).write_bytes(key)
+    with pa.memory_map(str(folder / DATA)) as source:
+        fingerprint = _fingerprint(key, source.read_buffer())
+    text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
+    (folder / META).write_text(text + "\n", encoding="utf-8")
+
+
+def _fingerprint(key: bytes, data: pa.Buffer) -> str:
+    """HMAC-SHA256 of the data file."""
+    digest = hmac.new(key, digestmod="sha256")
+    view = memoryview(data)
+    for begin in range(0, len(view), HASH_BYTES):
+        digest.update(view[begin : begin + HASH_BYTES])
+    return digest.hexdigest()
+
+
+def _map(path: Path) -> _Mapped:
+    """Maps a store's files after checking them."""
+    import pyarrow as pa
+
+    if not (path / META).is_file():
+        raise StoreError(f"{path}: expected a store made by `dpads prepare`, found none.")
+    damaged = StoreError(f"{path}: the store is damaged. Prepare the logs again.")
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        key = (path / KEY).read_bytes()
+        whole = pa.memory_map(str(path / DATA)).read_buffer()
+    except (OSError, ValueError):
+        raise damaged from None
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise damaged
+    if meta["format"] != FORMAT:
+        raise StoreError(
+            f"{path}: expected a store of format {FORMAT}, got another. Prepare the logs again "
+            "with this version of dpads."
+        )
+    fingerprint = _fingerprint(key, whole)
+    if not hmac.compare_digest(fingerprint, str(meta.get("fingerprint"))):
+        raise damaged
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    schema = FeatureSchema.from_dict(json.loads(reader.schema.metadata[METADATA_KEY])["schema"])
+    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    columns, bags = _columns(schema, whole, batches)
+    rows = sum(batch.num_rows for batch in batches)
+    return _Mapped(path, schema, key, fingerprint, rows, columns, bags)
+
+
+def _columns(
+    schema: FeatureSchema, whole: pa.Buffer, batches: list[pa.RecordBatch]
+) -> tuple[dict[str, _Column], dict[str, _Bag]]:
+    """Where the columns lie in the mapped file."""
+
+    def column(name: str, kind: type[np.generic], part: int, width: int) -> _Column:
+        """The column's buffer `part` (in the order of Array.buffers) in every record batch."""
+        size = np.dtype(kind).itemsize
+        words = np.frombuffer(whole, kind, whole.size // size)
+        bases = [batch.column(name).buffers()[part].address - whole.address for batch in batches]
+        return _Column(words, np.array(bases, np.int64) // size, width)
+
+    columns = {
+        name: column(name, np.float32, 1, 1)
+        for name in ("label", "weight", "exposure")
+        if name == "label" or getattr(schema, name)
+    }
+    columns["input_row"] = column("input_row", np.int64, 1, 1)
+    scalars = sum(not item.is_bag for item in schema.fields)
+    if scalars:
+        columns["ids"] = column("ids", np.int32, 2, scalars)
+    if schema.numeric:
+        columns["dense"] = column("dense", np.float32, 2, len(schema.numeric))
+    if schema.user:
+        columns["user"] = column("user", np.uint64, 1, 2)
+    bags: dict[str, _Bag] = {}
+    for item in schema.fields:
+        if item.is_bag:
+            name, factors = bag_column(item.name), bag_weights_column(item.name)
+            bags[item.name] = _Bag(
+                column(name, np.int64, 1, 1),
+                column(name, np.int32, 3, 1),
+                column(factors, np.float32, 3, 1) if item.weights else None,
+            )
+    return columns, bags
