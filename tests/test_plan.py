@@ -109,6 +109,7 @@ def test_plan_survives_json() -> None:
         (100, 100, 1, 1),
         (70, 7, 0.7, 7),
         (10, 1, 0.3, 3),
+        (49, 1, 1, 49),
     ],
 )
 def test_iterations_are_the_epochs_rounded_up_exactly(
