@@ -19,7 +19,4 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
 """
 
 if __name__ != "dpads.accounting":
-    raise ImportError(
-        f"Expected this package to be imported as dpads.accounting, got {__name__!r}. "
-        "Use: import dpads.accounting"
-    )
+    raise ImportError("import dpads.accounting, not accounting")

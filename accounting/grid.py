@@ -16,6 +16,7 @@ VALUE_DISCRETIZATION_INTERVAL = 1e-3
 
 _ITERATIONS_ON_THE_FULL_GRID = 10_000
 _FINEST_INTERVAL = 1e-5
+_MANY_DEVIATIONS = 10.0
 _GRID_POINTS = 500_000
 
 
@@ -24,12 +25,16 @@ def grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float
 
     Rounding one iteration's loss to the grid adds a variance of about interval^2 / 4, so beyond
     10^4 iterations the interval shrinks with their square root; for a small epsilon it shrinks
-    with epsilon.
+    faster than epsilon. Where epsilon is made of many small losses, not of few large ones, the interval
+    has to resolve one iteration's standard deviation.
     """
     event = loads(event_bytes)
     scale = epsilon_scale(event_bytes, delta)
     crowd = math.sqrt(_ITERATIONS_ON_THE_FULL_GRID / max(1, iterations_of(event)))
-    fine = VALUE_DISCRETIZATION_INTERVAL * min(1.0, crowd, 5.0 * scale)
+    fine = VALUE_DISCRETIZATION_INTERVAL * min(1.0, crowd, 5.0 * scale, 100.0 * scale * scale)
+    deviation = max(_loss_deviation(leaf) for leaf in leaves(event))
+    if scale < _MANY_DEVIATIONS * deviation * math.sqrt(iterations_of(event)):
+        fine = min(fine, deviation / 2.0)
     widest = max(_loss_span(leaf, relation) for leaf in leaves(event))
     coarse = max(widest, 4.0 * scale) / _GRID_POINTS
     return max(fine, coarse, _FINEST_INTERVAL)
@@ -45,6 +50,14 @@ def _loss_span(leaf: EventTree, relation: Relation) -> float:
         sensitivity *= 2.0
     ratio = float(sensitivity / noise)
     return ratio * ratio / 2.0 + 10.0 * ratio
+
+
+def _loss_deviation(leaf: EventTree) -> float:
+    """Standard deviation of one iteration's privacy loss: the root of the chi-square divergence."""
+    if leaf["kind"] != "poisson_sampled":
+        return 0.0
+    noise = max(float(leaf["event"]["noise_multiplier"]), 0.2)
+    return float(leaf["sampling_prob"]) * math.sqrt(math.expm1(1.0 / (noise * noise)))
 
 
 @lru_cache(maxsize=1024)
