@@ -18,34 +18,37 @@ import json
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dpads.batch import BagIds, SparseBatch
-from dpads.encoding import bag_column, bag_weights_column, encode, encoded_schema
+from dpads.batch import SparseBatch
+from dpads.encoding import encode, encoded_schema
 from dpads.errors import DataError, SchemaError, StoreError
 from dpads.reading import Logs, find_logs, read_batches
-from dpads.row_keys import content_keys, user_unit_keys, with_ordinals
 from dpads.schema import FeatureSchema
-from dpads.store_writing import RECORD_ROWS, RecordSink, Sink, UserSink
+from dpads.store_keys import content_keys, user_unit_keys, with_ordinals
+from dpads.store_mapping import (
+    DATA,
+    FORMAT,
+    KEY,
+    META,
+    METADATA_KEY,
+    MappedStore,
+    Rows,
+    keyed_fingerprint,
+    map_store,
+)
+from dpads.store_writing import RecordSink, Sink, UserSink
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
-DATA, META, KEY = "data.arrow", "store.json", "key"
-METADATA_KEY = b"dpads"
-HASH_BYTES = 1 << 24
 SCAN_ROWS = 1 << 18
-
-Rows = NDArray[np.int64]
 
 
 def prepare(
@@ -113,69 +116,6 @@ def prepare(
     return ExampleStore.open(target)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of fixed width inside the mapped file.
-
-    Attributes:
-        words: the whole file as words of the column's type.
-        bases: int64[batches], where each record batch's values start, in words.
-        width: words per row.
-    """
-
-    words: NDArray[Any]
-    bases: Rows
-    width: int
-
-    def take(self, rows: Rows) -> NDArray[Any]:
-        """The rows' words, [n] for width 1 and [n, width] otherwise."""
-        starts = self.starts(rows)
-        if self.width == 1:
-            return self.words[starts]
-        return sliding_window_view(self.words, self.width)[starts]
-
-    def starts(self, rows: Rows) -> Rows:
-        """Where each row starts, in words."""
-        return self.bases[rows // RECORD_ROWS] + (rows % RECORD_ROWS) * self.width
-
-
-@dataclass(frozen=True)
-class _Bag:
-    """A list column inside the mapped file."""
-
-    offsets: _Column
-    values: _Column
-    weights: _Column | None
-
-    def take(self, rows: Rows) -> BagIds:
-        """The rows' lists, one after another."""
-        at = self.offsets.starts(rows)
-        begins = self.offsets.words[at]
-        lengths = self.offsets.words[at + 1] - begins
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        batch = rows // RECORD_ROWS
-        within = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
-        place = np.repeat(self.values.bases[batch], lengths) + within
-        weights = None
-        if self.weights is not None:
-            weights = self.weights.words[np.repeat(self.weights.bases[batch], lengths) + within]
-        return BagIds(self.values.words[place].astype(np.int64), offsets, weights)
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """A store's files, mapped into memory."""
-
-    path: Path
-    schema: FeatureSchema
-    key: bytes
-    fingerprint: str
-    num_rows: int
-    columns: Mapping[str, _Column]
-    bags: Mapping[str, _Bag]
-
-
 class ExampleStore:
     """Encoded examples, or a part of them after a split.
 
@@ -198,7 +138,7 @@ class ExampleStore:
         (1000, 1000, 3)
     """
 
-    def __init__(self, mapped: _Mapped, index: Rows | None, fingerprint: str) -> None:
+    def __init__(self, mapped: MappedStore, index: Rows | None, fingerprint: str) -> None:
         self._mapped = mapped
         self._index = index
         self.path = mapped.path
@@ -215,7 +155,7 @@ class ExampleStore:
         Raises:
             StoreError: there is no store, it is damaged, or it has another format.
         """
-        mapped = _map(Path(path))
+        mapped = map_store(Path(path))
         return cls(mapped, None, mapped.fingerprint)
 
     @property
@@ -439,83 +379,6 @@ def _write_meta(folder: Path) -> None:
     (folder / KEY).touch(mode=0o600)
     (folder / KEY).write_bytes(key)
     with pa.memory_map(str(folder / DATA)) as source:
-        fingerprint = _fingerprint(key, source.read_buffer())
+        fingerprint = keyed_fingerprint(key, source.read_buffer())
     text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
     (folder / META).write_text(text + "\n", encoding="utf-8")
-
-
-def _fingerprint(key: bytes, data: pa.Buffer) -> str:
-    """HMAC-SHA256 of the data file."""
-    digest = hmac.new(key, digestmod="sha256")
-    view = memoryview(data)
-    for begin in range(0, len(view), HASH_BYTES):
-        digest.update(view[begin : begin + HASH_BYTES])
-    return digest.hexdigest()
-
-
-def _map(path: Path) -> _Mapped:
-    """Maps a store's files after checking them."""
-    import pyarrow as pa
-
-    if not (path / META).is_file():
-        raise StoreError(f"{path}: expected a store made by `dpads prepare`, found none.")
-    damaged = StoreError(f"{path}: the store is damaged. Prepare the logs again.")
-    try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-        key = (path / KEY).read_bytes()
-        whole = pa.memory_map(str(path / DATA)).read_buffer()
-    except (OSError, ValueError):
-        raise damaged from None
-    if not isinstance(meta, dict) or "format" not in meta:
-        raise damaged
-    if meta["format"] != FORMAT:
-        raise StoreError(
-            f"{path}: expected a store of format {FORMAT}, got another. Prepare the logs again "
-            "with this version of dpads."
-        )
-    fingerprint = _fingerprint(key, whole)
-    if not hmac.compare_digest(fingerprint, str(meta.get("fingerprint"))):
-        raise damaged
-    reader = pa.ipc.open_file(pa.BufferReader(whole))
-    schema = FeatureSchema.from_dict(json.loads(reader.schema.metadata[METADATA_KEY])["schema"])
-    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    columns, bags = _columns(schema, whole, batches)
-    rows = sum(batch.num_rows for batch in batches)
-    return _Mapped(path, schema, key, fingerprint, rows, columns, bags)
-
-
-def _columns(
-    schema: FeatureSchema, whole: pa.Buffer, batches: list[pa.RecordBatch]
-) -> tuple[dict[str, _Column], dict[str, _Bag]]:
-    """Where the columns lie in the mapped file."""
-
-    def column(name: str, kind: type[np.generic], part: int, width: int) -> _Column:
-        """The column's buffer `part` (in the order of Array.buffers) in every record batch."""
-        size = np.dtype(kind).itemsize
-        words = np.frombuffer(whole, kind, whole.size // size)
-        bases = [batch.column(name).buffers()[part].address - whole.address for batch in batches]
-        return _Column(words, np.array(bases, np.int64) // size, width)
-
-    columns = {
-        name: column(name, np.float32, 1, 1)
-        for name in ("label", "weight", "exposure")
-        if name == "label" or getattr(schema, name)
-    }
-    columns["input_row"] = column("input_row", np.int64, 1, 1)
-    scalars = sum(not item.is_bag for item in schema.fields)
-    if scalars:
-        columns["ids"] = column("ids", np.int32, 2, scalars)
-    if schema.numeric:
-        columns["dense"] = column("dense", np.float32, 2, len(schema.numeric))
-    if schema.user:
-        columns["user"] = column("user", np.uint64, 1, 2)
-    bags: dict[str, _Bag] = {}
-    for item in schema.fields:
-        if item.is_bag:
-            name, factors = bag_column(item.name), bag_weights_column(item.name)
-            bags[item.name] = _Bag(
-                column(name, np.int64, 1, 1),
-                column(name, np.int32, 3, 1),
-                column(factors, np.float32, 3, 1) if item.weights else None,
-            )
-    return columns, bags

@@ -1,0 +1,172 @@
+"""A store's data file, mapped into memory and read by row without a copy of the rest."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from dpads.batch import BagIds
+from dpads.encoding import bag_column, bag_weights_column
+from dpads.errors import StoreError
+from dpads.schema import FeatureSchema
+from dpads.store_writing import RECORD_ROWS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+DATA, META, KEY = "data.arrow", "store.json", "key"
+METADATA_KEY = b"dpads"
+HASH_BYTES = 1 << 24
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoredColumn:
+    """A column of fixed width inside the mapped file.
+
+    Attributes:
+        words: the whole file as words of the column's type.
+        bases: int64[batches], where each record batch's values start, in words.
+        width: words per row.
+    """
+
+    words: NDArray[Any]
+    bases: Rows
+    width: int
+
+    def take(self, rows: Rows) -> NDArray[Any]:
+        """The rows' words, [n] for width 1 and [n, width] otherwise."""
+        starts = self.starts(rows)
+        if self.width == 1:
+            return self.words[starts]
+        return sliding_window_view(self.words, self.width)[starts]
+
+    def starts(self, rows: Rows) -> Rows:
+        """Where each row starts, in words."""
+        return self.bases[rows // RECORD_ROWS] + (rows % RECORD_ROWS) * self.width
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """A list column inside the mapped file."""
+
+    offsets: StoredColumn
+    values: StoredColumn
+    weights: StoredColumn | None
+
+    def take(self, rows: Rows) -> BagIds:
+        """The rows' lists, one after another."""
+        at = self.offsets.starts(rows)
+        begins = self.offsets.words[at]
+        lengths = self.offsets.words[at + 1] - begins
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        batch = rows // RECORD_ROWS
+        within = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+        place = np.repeat(self.values.bases[batch], lengths) + within
+        weights = None
+        if self.weights is not None:
+            weights = self.weights.words[np.repeat(self.weights.bases[batch], lengths) + within]
+        return BagIds(self.values.words[place].astype(np.int64), offsets, weights)
+
+
+@dataclass(frozen=True)
+class MappedStore:
+    """A store's files, mapped into memory."""
+
+    path: Path
+    schema: FeatureSchema
+    key: bytes
+    fingerprint: str
+    num_rows: int
+    columns: Mapping[str, StoredColumn]
+    bags: Mapping[str, StoredBag]
+
+
+def keyed_fingerprint(key: bytes, data: pa.Buffer) -> str:
+    """HMAC-SHA256 of the data file."""
+    digest = hmac.new(key, digestmod="sha256")
+    view = memoryview(data)
+    for begin in range(0, len(view), HASH_BYTES):
+        digest.update(view[begin : begin + HASH_BYTES])
+    return digest.hexdigest()
+
+
+def map_store(path: Path) -> MappedStore:
+    """Maps a store's files after checking them."""
+    import pyarrow as pa
+
+    if not (path / META).is_file():
+        raise StoreError(f"{path}: expected a store made by `dpads prepare`, found none.")
+    damaged = StoreError(f"{path}: the store is damaged. Prepare the logs again.")
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        key = (path / KEY).read_bytes()
+        whole = pa.memory_map(str(path / DATA)).read_buffer()
+    except (OSError, ValueError):
+        raise damaged from None
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise damaged
+    if meta["format"] != FORMAT:
+        raise StoreError(
+            f"{path}: expected a store of format {FORMAT}, got another. Prepare the logs again "
+            "with this version of dpads."
+        )
+    fingerprint = keyed_fingerprint(key, whole)
+    if not hmac.compare_digest(fingerprint.encode(), str(meta.get("fingerprint")).encode()):
+        raise damaged
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    schema = FeatureSchema.from_dict(json.loads(reader.schema.metadata[METADATA_KEY])["schema"])
+    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    columns, bags = _columns(schema, whole, batches)
+    rows = sum(batch.num_rows for batch in batches)
+    return MappedStore(path, schema, key, fingerprint, rows, columns, bags)
+
+
+def _columns(
+    schema: FeatureSchema, whole: pa.Buffer, batches: list[pa.RecordBatch]
+) -> tuple[dict[str, StoredColumn], dict[str, StoredBag]]:
+    """Where the columns lie in the mapped file."""
+
+    def column(name: str, kind: type[np.generic], part: int, width: int) -> StoredColumn:
+        """The column's buffer `part` (in the order of Array.buffers) in every record batch."""
+        size = np.dtype(kind).itemsize
+        words = np.frombuffer(whole, kind, whole.size // size)
+        buffers = [batch.column(name).buffers()[part] for batch in batches]
+        # A batch whose lists are all empty may have no buffer of values; nothing is read there.
+        bases = [buffer.address - whole.address if buffer else 0 for buffer in buffers]
+        return StoredColumn(words, np.array(bases, np.int64) // size, width)
+
+    columns = {
+        name: column(name, np.float32, 1, 1)
+        for name in ("label", "weight", "exposure")
+        if name == "label" or getattr(schema, name)
+    }
+    columns["input_row"] = column("input_row", np.int64, 1, 1)
+    scalars = sum(not item.is_bag for item in schema.fields)
+    if scalars:
+        columns["ids"] = column("ids", np.int32, 2, scalars)
+    if schema.numeric:
+        columns["dense"] = column("dense", np.float32, 2, len(schema.numeric))
+    if schema.user:
+        columns["user"] = column("user", np.uint64, 1, 2)
+    bags: dict[str, StoredBag] = {}
+    for item in schema.fields:
+        if item.is_bag:
+            name, factors = bag_column(item.name), bag_weights_column(item.name)
+            bags[item.name] = StoredBag(
+                column(name, np.int64, 1, 1),
+                column(name, np.int32, 3, 1),
+                column(factors, np.float32, 3, 1) if item.weights else None,
+            )
+    return columns, bags
