@@ -1,18 +1,18 @@
 """A batch of examples: ids of tables' rows, numbers, labels, and where each privacy unit starts.
 
-            field_names   C1   C2               bags["interests"]
-                        ┌────┬────┐   values   5 5 9 | 2 | (none)
-    example 0  unit 0   │ 17 │  4 │   offsets  0       3   4   4
-    example 1  unit 0   │  0 │ 88 │
-    example 2  unit 1   │ 17 │ -1 │   unit_offsets  0  2  3       -1 is padding: no row, no gradient
-                        └────┴────┘
+        field_names   C1   C2               bags["interests"]
+                    ┌────┬────┐   values   5 5 9 | 2 | (none)
+example 0  unit 0   │ 17 │  4 │   offsets  0       3   4   4
+example 1  unit 0   │  0 │ 88 │
+example 2  unit 1   │ 17 │ -1 │   unit_offsets  0  2  3       -1 is padding: no row, no gradient
+                    └────┴────┘
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,7 +113,7 @@ class SparseBatch:
             if isinstance(value, tuple) and len(value) == 3 and np.ndim(value[1]) == 1:
                 bags[name] = _bag(name, value, size)
             else:
-                column = _ids(value, f'ids["{name}"]')
+                column = _ids(cast("ArrayLike", value), f'ids["{name}"]')
                 _expect(len(column) == size, f'ids["{name}"]', f"{size} ids", str(len(column)))
                 scalars[name] = column.astype(np.int32)
         matrix = (
@@ -145,7 +145,9 @@ class SparseBatch:
             labels=label_array,
             weights=weight_array,
             exposure=exposure_array,
-            unit_offsets=None if unit_offsets is None else _offsets(unit_offsets, "unit_offsets", size),
+            unit_offsets=None
+            if unit_offsets is None
+            else _offsets(unit_offsets, "unit_offsets", size),
         )
 
 

@@ -16,87 +16,36 @@ from typing import Any, Literal, get_args
 
 from dpads._validate import nearest
 from dpads.errors import SchemaError
+from dpads.schema_columns import (
+    DEFAULT_BUCKETS,
+    Bag,
+    Field,
+    Numeric,
+    as_buckets,
+    as_column,
+    as_mapping,
+    as_name,
+    as_names,
+    as_sequence,
+)
+
+__all__ = [
+    "DEFAULT_BUCKETS",
+    "PRESETS",
+    "Bag",
+    "FeatureSchema",
+    "Field",
+    "Numeric",
+    "Task",
+    "preset",
+]
 
 Task = Literal["ctr", "cvr", "count"]
-Pooling = Literal["sum", "mean"]
-Transform = Literal["signed_log1p", "identity"]
-
-DEFAULT_BUCKETS = 100_000
-MIN_BUCKETS = 2
-MAX_BUCKETS = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Numeric:
-    """A numeric column: `transform(clip(value))`, `missing` in place of nulls (before both).
-
-    Attributes:
-        column: the column's name.
-        transform: "signed_log1p", sign(x) * log(1 + |x|), or "identity".
-        clip: bounds applied before the transform, or None.
-        missing: the raw value that stands for null.
-    """
-
-    column: str
-    transform: Transform = "signed_log1p"
-    clip: tuple[float, float] | None = None
-    missing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.transform not in get_args(Transform):
-            raise SchemaError(
-                f'numeric column "{self.column}": unknown transform "{self.transform}".'
-                + nearest(self.transform, get_args(Transform))
-            )
-        if self.clip is not None:
-            object.__setattr__(self, "clip", (float(self.clip[0]), float(self.clip[1])))
-            if not self.clip[0] < self.clip[1]:
-                raise SchemaError(
-                    f'numeric column "{self.column}": expected clip = [low, high] with low < high, '
-                    f"got {list(self.clip)}."
-                )
-
-
-@dataclass(frozen=True)
-class Bag:
-    """A list-valued categorical column; ids may repeat.
-
-    Attributes:
-        column: the column's name.
-        pooling: "sum" or "mean" of the ids' rows; mean leaves padding out.
-        weights: a list column of the same lengths, one factor per id (pooling "sum" only).
-    """
-
-    column: str
-    pooling: Pooling = "sum"
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise SchemaError(
-                f'bag "{self.column}": expected pooling "sum" or "mean", got "{self.pooling}".'
-            )
-        if self.weights is not None and self.pooling != "sum":
-            raise SchemaError(
-                f'bag "{self.column}": weights work with pooling = "sum" only. '
-                "Divide the weights by their sum upstream for a weighted mean."
-            )
-
-
-@dataclass(frozen=True)
-class Field:
-    """One categorical place of an example and the table it looks up."""
-
-    name: str
-    table: str
-    is_bag: bool
-    pooling: Pooling = "sum"
-    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSchema:
-    """The columns of a log and what each becomes; see DESIGN of [schema] in the README's links.
+    """The columns of a log and what each becomes: the [schema] table of a configuration.
 
     Attributes:
         task: "ctr" or "cvr" (binary labels), or "count".
@@ -150,18 +99,23 @@ class FeatureSchema:
         user: str | None = None,
         columns: Iterable[str] = (),
     ) -> None:
+        shared = as_mapping(tables or {}, "tables")
         values: dict[str, Any] = {
             "task": task,
-            "label": label,
-            "numeric": tuple(_as_column(n, Numeric, "numeric") for n in numeric),
-            "categorical": tuple(categorical),
-            "bags": tuple(_as_column(b, Bag, "bags") for b in bags),
-            "tables": {name: tuple(members) for name, members in (tables or {}).items()},
-            "buckets": dict(buckets) if isinstance(buckets, Mapping) else buckets,
-            "weight": weight,
-            "exposure": exposure,
-            "user": user,
-            "columns": tuple(columns),
+            "label": as_name(label, "label"),
+            "numeric": tuple(
+                as_column(n, Numeric, "numeric") for n in as_sequence(numeric, "numeric")
+            ),
+            "categorical": as_names(categorical, "categorical"),
+            "bags": tuple(as_column(b, Bag, "bags") for b in as_sequence(bags, "bags")),
+            "tables": {
+                name: as_names(members, f"tables.{name}") for name, members in shared.items()
+            },
+            "buckets": as_buckets(buckets),
+            "weight": None if weight is None else as_name(weight, "weight"),
+            "exposure": None if exposure is None else as_name(exposure, "exposure"),
+            "user": None if user is None else as_name(user, "user"),
+            "columns": as_names(columns, "columns"),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -200,12 +154,16 @@ class FeatureSchema:
                 raise SchemaError(
                     f'Table "{table}" has the name of a column that is not in it. Rename the table.'
                 )
-        rows = self.table_rows
-        for table, number in rows.items():
-            if not isinstance(number, int) or not MIN_BUCKETS <= number <= MAX_BUCKETS:
+        _ = self.table_rows  # raises where columns that share a table disagree
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise SchemaError(f'columns lists "{name}" twice. Name each column once.')
+        for name in self.input_columns if self.columns else ():
+            if name not in self.columns:
                 raise SchemaError(
-                    f'Table "{table}": expected an integer number of buckets from {MIN_BUCKETS} to '
-                    f"{MAX_BUCKETS}, got {number!r}."
+                    f'columns lacks "{name}", which is {used[name]}.'
+                    + nearest(name, self.columns)
+                    + " Add it, or set columns = [] where every log has a header."
                 )
 
     def _roles(self) -> list[tuple[str, list[str]]]:
@@ -246,13 +204,15 @@ class FeatureSchema:
             if rows.setdefault(item.table, number) != number:
                 raise SchemaError(
                     f'Columns that share table "{item.table}" have different buckets. '
-                    f'Give one number under the table\'s name: buckets = {{ {item.table} = ... }}.'
+                    f"Give one number under the table's name: buckets = {{ {item.table} = ... }}."
                 )
         if isinstance(self.buckets, Mapping):
             known = {*rows, *(f.name for f in self.fields)}
             for name in self.buckets:
                 if name not in known:
-                    raise SchemaError(f'buckets names "{name}", which is no field.' + nearest(name, known))
+                    raise SchemaError(
+                        f'buckets names "{name}", which is no field.' + nearest(name, known)
+                    )
         return rows
 
     def _buckets_of(self, item: Field) -> int:
@@ -307,7 +267,9 @@ class FeatureSchema:
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
-                raise SchemaError(f'Unknown key "{key}" in [schema].' + nearest(key, [*known, "preset"]))
+                raise SchemaError(
+                    f'Unknown key "{key}" in [schema].' + nearest(key, [*known, "preset"])
+                )
         if "preset" in table:
             values = {**preset(str(table["preset"])), **values}
         for key in ("task", "label"):
@@ -325,7 +287,11 @@ class FeatureSchema:
         try:
             document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise SchemaError(f"{path}: no such file. Give a TOML file with a [schema] table.") from None
+            raise SchemaError(
+                f"{path}: no such file. Give a TOML file with a [schema] table."
+            ) from None
+        except OSError:
+            raise SchemaError(f"{path}: no file that can be read. Give a TOML file.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SchemaError(f"{path}: not valid TOML: {error}.") from None
         if not isinstance(document.get("schema"), dict):
@@ -359,20 +325,3 @@ def preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise SchemaError(f'Unknown preset "{name}".' + nearest(name, PRESETS))
     return dict(PRESETS[name])
-
-
-def _as_column(value: Any, kind: type[Any], key: str) -> Any:
-    """A column description from its name, a mapping, or itself."""
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, str):
-        return kind(value)
-    if isinstance(value, Mapping):
-        known = [f.name for f in fields(kind)]
-        for name in value:
-            if name not in known:
-                raise SchemaError(f'Unknown key "{name}" in {key} of [schema].' + nearest(name, known))
-        if "column" not in value:
-            raise SchemaError(f'Each table in {key} of [schema] needs "column".')
-        return kind(**value)
-    raise SchemaError(f"{key} of [schema]: expected a column name or a table, got {type(value).__name__}.")
