@@ -271,10 +271,15 @@ class Trainer:
         """Trains to the end, brings every row up to date, and closes the ledger's training entry."""
         begin = last_report = last_save = time.monotonic()
         first = self.iteration
+        warming_up = (
+            True  # the first iteration compiles and loads: it says nothing about the others' speed
+        )
         while self.iteration < self.planned:
             self.step()
             now = time.monotonic()
-            if on_progress is not None and (
+            if warming_up and self.iteration < self.planned:
+                begin, first, warming_up = now, self.iteration, False
+            elif on_progress is not None and (
                 now - last_report >= PROGRESS_SECONDS or self.iteration == self.planned
             ):
                 on_progress(self._progress(first, now - begin))
