@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import dpads
 from dpads.accounting.ledger import Ledger
 from dpads.checkpoint import Checkpoint, CheckpointFolder
 from dpads.clipping import ClippedSum, add_sums, batch_reads, clip_batch
@@ -25,102 +20,19 @@ from dpads.kernels.keys import fresh_master_key
 from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import (
-    Adam,
-    Optimizer,
-    Sgd,
     check_table_optimizer,
-    optimizer_to_dict,
 )
 from dpads.plan import Plan
 from dpads.sampling import PoissonSampler
 from dpads.store import ExampleStore
-from dpads.tables import MECHANISMS, TableMechanism, TableUpdate, check_table_noise
+from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
+from dpads.training_identity import digest_of, run_identity
+from dpads.training_settings import Performance, Progress, TrainingSettings
+
+__all__ = ["Performance", "Progress", "Trainer", "TrainingSettings", "set_threads"]
 
 PROGRESS_SECONDS = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Performance:
-    """How the work is done; changing it never changes privacy.
-
-    Attributes:
-        threads: for kernels and torch; None for all cores this process may use.
-        physical_batch_size: examples in memory at a time; None for the whole batch. The result
-            changes by rounding alone.
-        checkpoint_seconds: time between checkpoints, where a folder for them was given.
-    """
-
-    threads: int | None = None
-    physical_batch_size: int | None = None
-    checkpoint_seconds: float = 600.0
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "physical_batch_size"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ConfigError(f"Expected {name} to be a positive integer, got {value!r}.")
-        if not self.checkpoint_seconds > 0:
-            raise ConfigError(
-                f"Expected checkpoint_seconds to be positive, got {self.checkpoint_seconds!r}."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """What is trained with, beside the mechanism's numbers in the plan.
-
-    Attributes:
-        backend: "torch".
-        table_noise: "lazy" or "dense"; the law is the same.
-        table_optimizer: `Sgd`.
-        tower_optimizer: `Sgd` or `Adam`.
-        init_seed: of initial parameters and splits; public and harmless.
-        noise_seed: for tests only; recorded, and voids the claim.
-    """
-
-    backend: str = "torch"
-    table_noise: str = "lazy"
-    table_optimizer: Optimizer = field(default_factory=Sgd)
-    tower_optimizer: Optimizer = field(default_factory=Adam)
-    init_seed: int = 0
-    noise_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        check_table_noise(self.table_noise)
-        check_table_optimizer(self.table_optimizer)
-        for name in ("init_seed", "noise_seed"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 0):
-                raise ConfigError(f"Expected {name} to be an integer >= 0, got {value!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "backend": self.backend,
-            "table_noise": self.table_noise,
-            "table_optimizer": optimizer_to_dict(self.table_optimizer),
-            "tower_optimizer": optimizer_to_dict(self.tower_optimizer),
-            "init_seed": self.init_seed,
-            "noise_seed": self.noise_seed,
-        }
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; nothing in it depends on private rows beyond the time that they take.
-
-    Attributes:
-        iteration: iterations done.
-        iterations: iterations planned.
-        examples_per_second: expected batch size over the time per iteration.
-        seconds_left: at that speed.
-    """
-
-    iteration: int
-    iterations: int
-    examples_per_second: float
-    seconds_left: float
 
 
 class Trainer:
@@ -449,41 +361,3 @@ def set_threads(threads: int | None) -> None:
             f"Expected threads to be at most the number of cores, got {number}."
         ) from None
     torch.set_num_threads(number)
-
-
-def run_identity(
-    store: ExampleStore,
-    description: Description,
-    plan: Plan,
-    settings: TrainingSettings,
-    performance: Performance,
-) -> dict[str, Any]:
-    """Everything that changes the numbers of a run: run keys are bound to it."""
-    return {
-        "plan": json.loads(plan.to_json()),
-        "settings": settings.to_dict(),
-        "model": description.to_dict(),
-        "schema": store.schema.fingerprint(),
-        "store": store.fingerprint,
-        "threads": performance.threads or len(os.sched_getaffinity(0)),
-        "physical_batch_size": performance.physical_batch_size,
-        "processor": processor(),
-        "versions": {name: version(name) for name in ("numba", "numpy", "torch")}
-        | {"dpads": dpads.__version__},
-    }
-
-
-def processor() -> str:
-    """What decides which matrix kernels run, and so the last bits of the tower's sums."""
-    facts = Path("/proc/cpuinfo")
-    if not facts.is_file():
-        return platform.processor() or platform.machine()
-    lines = facts.read_text(encoding="utf-8").splitlines()
-    kinds = {line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}
-    return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
-
-
-def digest_of(identity: dict[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a run's identity."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""The identity of a run: everything that changes its numbers. Run keys are bound to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dpads
+from dpads.models.base import Description
+from dpads.plan import Plan
+from dpads.store import ExampleStore
+from dpads.training_settings import Performance, TrainingSettings
+
+
+def run_identity(
+    store: ExampleStore,
+    description: Description,
+    plan: Plan,
+    settings: TrainingSettings,
+    performance: Performance,
+) -> dict[str, Any]:
+    """Everything that changes the numbers of a run: run keys are bound to it."""
+    return {
+        "plan": json.loads(plan.to_json()),
+        "settings": settings.to_dict(),
+        "model": description.to_dict(),
+        "schema": store.schema.fingerprint(),
+        "store": store.fingerprint,
+        "threads": performance.threads or len(os.sched_getaffinity(0)),
+        "physical_batch_size": performance.physical_batch_size,
+        "processor": processor(),
+        "versions": {name: version(name) for name in ("numba", "numpy", "torch")}
+        | {"dpads": dpads.__version__},
+    }
+
+
+def processor() -> str:
+    """What decides which matrix kernels run, and so the last bits of the tower's sums."""
+    facts = Path("/proc/cpuinfo")
+    if not facts.is_file():
+        return platform.processor() or platform.machine()
+    lines = facts.read_text(encoding="utf-8").splitlines()
+    kinds = {line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}
+    return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a run's identity."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""What a run is trained with, beside the mechanism's numbers, and how it reports where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpads.errors import ConfigError
+from dpads.optimizers import (
+    Adam,
+    Optimizer,
+    Sgd,
+    check_table_optimizer,
+    optimizer_to_dict,
+)
+from dpads.tables import check_table_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """How the work is done; changing it never changes privacy.
+
+    Attributes:
+        threads: for kernels and torch; None for all cores this process may use.
+        physical_batch_size: examples in memory at a time; None for the whole batch. The result
+            changes by rounding alone.
+        checkpoint_seconds: time between checkpoints, where a folder for them was given.
+    """
+
+    threads: int | None = None
+    physical_batch_size: int | None = None
+    checkpoint_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "physical_batch_size"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ConfigError(f"Expected {name} to be a positive integer, got {value!r}.")
+        if not self.checkpoint_seconds > 0:
+            raise ConfigError(
+                f"Expected checkpoint_seconds to be positive, got {self.checkpoint_seconds!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What is trained with, beside the mechanism's numbers in the plan.
+
+    Attributes:
+        backend: "torch".
+        table_noise: "lazy" or "dense"; the law is the same.
+        table_optimizer: `Sgd`.
+        tower_optimizer: `Sgd` or `Adam`.
+        init_seed: of initial parameters and splits; public and harmless.
+        noise_seed: for tests only; recorded, and voids the claim.
+    """
+
+    backend: str = "torch"
+    table_noise: str = "lazy"
+    table_optimizer: Optimizer = field(default_factory=Sgd)
+    tower_optimizer: Optimizer = field(default_factory=Adam)
+    init_seed: int = 0
+    noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_table_noise(self.table_noise)
+        check_table_optimizer(self.table_optimizer)
+        for name in ("init_seed", "noise_seed"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 0):
+                raise ConfigError(f"Expected {name} to be an integer >= 0, got {value!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "backend": self.backend,
+            "table_noise": self.table_noise,
+            "table_optimizer": optimizer_to_dict(self.table_optimizer),
+            "tower_optimizer": optimizer_to_dict(self.tower_optimizer),
+            "init_seed": self.init_seed,
+            "noise_seed": self.noise_seed,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; nothing in it depends on private rows beyond the time that they take.
+
+    Attributes:
+        iteration: iterations done.
+        iterations: iterations planned.
+        examples_per_second: expected batch size over the time per iteration.
+        seconds_left: at that speed.
+    """
+
+    iteration: int
+    iterations: int
+    examples_per_second: float
+    seconds_left: float
