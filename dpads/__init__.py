@@ -16,7 +16,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpads import accounting, errors, models, synthetic
+    import dpads.accounting as accounting
+    import dpads.errors as errors
+    import dpads.models as models
+    import dpads.synthetic as synthetic
     from dpads.accounting.ledger import Ledger
     from dpads.accounting.statement import GuaranteeStatement
     from dpads.batch import SparseBatch
