@@ -234,7 +234,7 @@ def _accesses(inputs: StatementInputs) -> list[Check]:
                 inputs,
                 "evaluation.kept_inside",
                 "Exact metrics on training rows are not released and chose nothing that is.",
-                "The model was evaluated on the rows it was trained on.",
+                "The model was evaluated on rows that are, or may be, those it was trained on.",
             )
         )
     tuning = inputs.human.tuning

@@ -102,8 +102,9 @@ class Run:
             - The ledger's entry is durable before the first row is read.
         """
         data.check_schema(self.model.schema)
-        rows = "train" if data.fingerprint == self.record.train_fingerprint else "test"
-        note_evaluation(self.ledger, rows)
+        known = {self.record.train_fingerprint: "train", self.record.test_fingerprint: "test"}
+        # Rows that this run did not hold out may be rows it was trained on: nothing tells them apart.
+        note_evaluation(self.ledger, known.get(data.fingerprint, "train_and_test"))
         if self.path is not None:
             self._write_statement(self.path)
         return evaluate_model(self.model, data)
@@ -189,11 +190,18 @@ class Run:
         return run
 
 
+_WORDS = {
+    "train": "training rows",
+    "test": "test rows",
+    "train_and_test": "rows that may be training rows",
+}
+
+
 def note_evaluation(ledger: Ledger, rows: str) -> None:
     """Puts an exact read of rows on the ledger, before it happens."""
     ledger.append(
         kind="evaluation",
-        description=f"Exact metrics of the model on {rows} rows",
+        description=f"Exact metrics of the model on {_WORDS[rows]}",
         rows=rows,
         treatment="not_covered",
     )

@@ -126,7 +126,8 @@ def test_a_session_from_logs_to_a_statement(folder: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(column, expected)
     assert done("statement", folder / "run").startswith("# ")
     statement = json.loads(done("statement", folder / "run", "--format", "json"))
-    assert statement["claim_level"] == "formal"
+    # rows that the run did not hold out may be training rows: nobody has said that their metrics stay inside
+    assert statement["claim_level"] == "conditional"
     ledger = (folder / "run" / "ledger.jsonl").read_text()
     assert ledger.count('"kind":"evaluation"') == 3  # the run's own, and two here
 
