@@ -61,7 +61,7 @@ class RunRecord:
         model: the model's description.
         schema: the columns.
         train_fingerprint: keyed hash of the training store; only the key's holder can check it.
-        test_fingerprint: likewise of the test store, or None.
+        test_fingerprint: likewise of the test rows, if the run held them out; else None.
         executed: iterations that ran.
         replayed: iterations that were run again, to the bit, after an interruption.
         reference: whether a reference was trained without noise on the same rows.

@@ -102,7 +102,7 @@ class Run:
             - The ledger's entry is durable before the first row is read.
         """
         data.check_schema(self.model.schema)
-        known = {self.record.train_fingerprint: "train", self.record.test_fingerprint: "test"}
+        known = {self.record.test_fingerprint: "test", self.record.train_fingerprint: "train"}
         # Rows that this run did not hold out may be rows it was trained on: nothing tells them apart.
         note_evaluation(self.ledger, known.get(data.fingerprint, "train_and_test"))
         if self.path is not None:
@@ -126,6 +126,9 @@ class Run:
     def save(self, path: str | Path) -> Path:
         """Writes the run's folder: aside first, then renamed when whole.
 
+        A run that was only in memory is from then on the one in the folder: its further accesses
+        go on the ledger there. A run that has a folder already keeps that one; this is a copy.
+
         Args:
             path: a folder that does not exist.
 
@@ -143,6 +146,8 @@ class Run:
             shutil.rmtree(partial)
             raise
         partial.rename(out)
+        if self.path is None:  # from now on the folder says what happens to the run
+            self.path, self.ledger = out, Ledger.load(out / files.LEDGER)
         return out
 
     def write(self, folder: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.errors import DataError
+from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore, prepare
 
@@ -43,6 +45,33 @@ def open_rows(
         store = prepare(list(sources), schema, out=aside, progress=on_prepare)
     store.check_schema(schema)
     return store
+
+
+def may_share_rows(
+    train: ExampleStore, test: ExampleStore, sources: tuple[Sequence[str], Sequence[str]]
+) -> bool:
+    """Whether rows to test on may be among those to train on, as far as anybody can tell.
+
+    Args:
+        train: the training rows.
+        test: the test rows.
+        sources: the stores or logs that they came from.
+    """
+    if train.shares_examples(test):
+        return True
+    if any(len(names) == 1 and Path(names[0]).is_dir() for names in sources):
+        return False
+    try:
+        first, second = ({_identity(file.path) for file in find_logs(names)} for names in sources)
+    except (DataError, OSError):  # gone since they were prepared: nobody can tell any more
+        return True
+    return not first.isdisjoint(second)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of one file, links included."""
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.record import RunRecord
 from dpads.run import Run, note_evaluation
-from dpads.run_data import open_rows
+from dpads.run_data import may_share_rows, open_rows
 from dpads.store import ExampleStore
 from dpads.training import Performance, Progress, Trainer, TrainingSettings
 
@@ -212,10 +212,11 @@ def train_config(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The stores of a run, and the plan that they resolve to."""
+    """The stores of a run, whether the test rows were held out, and the plan they resolve to."""
 
     train: ExampleStore
     test: ExampleStore | None
+    held_out: bool
     plan: Plan
 
 
@@ -238,8 +239,12 @@ def _open(
         test = open_rows(config.data.test, schema, folder / _PREPARED[1], on_prepare)
     if test is not None:
         test.check_schema(schema)
+    held_out = True
+    if test is not None and not isinstance(config.data.test, float):
+        held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))
     units = rows.num_units(config.privacy.unit)
-    return _Rows(rows, test, _resolve(config, config.privacy, config.l2_clip_norm, units))
+    plan = _resolve(config, config.privacy, config.l2_clip_norm, units)
+    return _Rows(rows, test, held_out, plan)
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,7 @@ class _Job:
         """Exact metrics on the test rows, after the ledger says so."""
         if self.rows.test is None:
             return no_metrics(self.config.schema.task, "no test rows were given")
-        note_evaluation(ledger, "test")
+        note_evaluation(ledger, "test" if self.rows.held_out else "train_and_test")
         return evaluate_model(model, self.rows.test)
 
     def _results(
@@ -367,7 +372,9 @@ class _Job:
             model=self.config.model.to_dict(),
             schema=self.config.schema.to_dict(),
             train_fingerprint=self.rows.train.fingerprint,
-            test_fingerprint=None if self.rows.test is None else self.rows.test.fingerprint,
+            test_fingerprint=(
+                self.rows.test.fingerprint if self.rows.test and self.rows.held_out else None
+            ),
             executed=trainer.executed,
             replayed=trainer.replayed,
             reference=self._wants_reference,

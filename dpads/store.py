@@ -231,6 +231,14 @@ class ExampleStore:
                     "Prepare the logs again, or use the store's schema."
                 )
 
+    def shares_examples(self, other: ExampleStore) -> bool:
+        """Whether an example of this store (or of the same store copied) is in the other one too."""
+        if self._mapped.fingerprint != other._mapped.fingerprint:
+            return False
+        if self._index is None or other._index is None:
+            return bool(len(self) and len(other))
+        return bool(np.isin(self._index, other._index).any())
+
     def read(self, rows: NDArray[np.int64] | list[int]) -> SparseBatch:
         """Reads examples.
 

@@ -169,6 +169,49 @@ def test_a_run_in_memory_can_be_saved(
         run.save(tmp_path / "deep" / "saved")
 
 
+def test_a_saved_run_keeps_its_folder_up_to_date(
+    train_store: ExampleStore, test_store: ExampleStore, tmp_path: Path
+) -> None:
+    run = dpads.train(train_store, **SMALL)
+    assert run.save(tmp_path / "first") == run.path
+    run.save(tmp_path / "copy")
+    run.evaluate(test_store)
+    assert run.path == tmp_path / "first"
+    saved = dpads.Run.load(tmp_path / "first")
+    assert kinds(saved.ledger)[-1] == "evaluation"
+    assert saved.statement().data == run.statement().data
+
+
+def test_test_rows_that_may_be_training_rows_are_called_so(
+    train_store: ExampleStore, test_store: ExampleStore, log_folder: Path, tmp_path: Path
+) -> None:
+    part, rest = train_store.split(0.5, seed=1)
+    other, _ = train_store.split(0.5, seed=2)
+    log, link = log_folder / "train.parquet", tmp_path / "link.parquet"
+    link.symlink_to(log)
+    base = dpads.train(train_store, **SMALL).config
+
+    def logs(*names: Path) -> dpads.Run:
+        data = run_training.DataConfig(train=(str(log),), test=tuple(map(str, names)))
+        return train_config(dataclasses.replace(base, data=data))
+
+    small = {**SMALL, "privacy": dpads.PrivacySpec(epsilon=3.0)}
+    for run, rows in (
+        (dpads.train(train_store, **SMALL, test=test_store), "test"),
+        (dpads.train(train_store, **SMALL, test=train_store), "train_and_test"),
+        (dpads.train(train_store, **SMALL, test=rest), "train_and_test"),
+        (dpads.train(part, **small, test=rest), "test"),
+        (dpads.train(part, **small, test=other), "train_and_test"),
+        (logs(log_folder / "test.parquet"), "test"),
+        (logs(log_folder / "test.parquet", link), "train_and_test"),
+    ):
+        assert run.ledger.entries[-1].rows == rows
+        assert (run.record.test_fingerprint is None) == (rows == "train_and_test")
+    run = dpads.train(train_store, **SMALL, test=rest)
+    run.evaluate(rest)
+    assert run.ledger.entries[-1].rows == "train_and_test"
+
+
 def test_the_configuration_that_is_kept_trains_again(whole_run: Path, tmp_path: Path) -> None:
     config = load_config(whole_run / "config.toml")
     run = train_config(config, out=tmp_path / "again")
