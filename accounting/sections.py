@@ -114,7 +114,7 @@ class Sections:
                     "keeping checkpoints, keys and the internal run folder secret",
                 }
             ],
-            "adversary_view": "all_noisy_gradients_and_checkpoints",
+            "adversary_view": "all_noisy_gradients_and_checkpoints_brought_up_to_date",
         }
 
     def _definition(self) -> dict[str, Any]:
@@ -133,8 +133,9 @@ class Sections:
             "mechanism_output": {
                 "released": f"the parameters after iteration {inputs.executed}, every table row "
                 "brought up to date",
-                "formally_protected": "the whole sequence of noisy gradients, so every checkpoint "
-                "whose rows were brought up to date",
+                "formally_protected": "every noisy gradient, every checkpoint whose rows were "
+                "brought up to date, and the final model; not the checkpoints that an interrupted "
+                "run goes on from, which hold keys and rows without noise",
             },
             "unit_of_privacy": {
                 "kind": inputs.unit,

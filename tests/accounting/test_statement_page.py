@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from statement_runs import EVERYTHING, run_inputs, statement_of
+from statement_runs import EVERYTHING, RUNS, run_inputs, statement_of
 
 from dpads.accounting.facts import ASKED_FOR, HumanFacts
 from dpads.accounting.statement import make_statement
@@ -66,6 +66,23 @@ def test_pages_have_wrapped_lines_and_whole_tables() -> None:
             columns = 0
             words = line.split()
             assert len(line) <= 100 or len(max(words, key=len)) > 60, line
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_only_checkpoints_whose_rows_were_brought_up_to_date_are_covered(name: str) -> None:
+    statement = statement_of(name)
+    page = " ".join(statement.to_markdown().split())
+    covered = (
+        "every noisy gradient, every checkpoint whose rows were brought up to date, and the final "
+        "model"
+    )
+    assert "all its checkpoints" not in page
+    assert f"The adversary may see {covered}." in page
+    assert (f"| {covered} | one" in page) == bool(statement.data["guarantees"])
+    protected = statement.data["definition"]["mechanism_output"]["formally_protected"]
+    assert protected.startswith(f"{covered}; not the checkpoints that an interrupted run goes on")
+    view = statement.data["dp_setting"]["adversary_view"]
+    assert view == "all_noisy_gradients_and_checkpoints_brought_up_to_date"
 
 
 def test_what_people_did_not_supply_is_printed_as_missing() -> None:
