@@ -262,12 +262,15 @@ def _accesses(inputs: StatementInputs) -> list[Check]:
 def _accounting(inputs: StatementInputs) -> list[Check]:
     """The number is a bound, at a delta that means something."""
     small = inputs.default_delta is None or inputs.delta <= inputs.default_delta
+    bounded = inputs.loss is not None
     return [
         Check(
             id="accountant.upper_bound",
             assumption="Every epsilon is an upper bound: numerical error is added, the smaller of two "
             "bounds is taken, and it is rounded up.",
             basis=Basis.ENFORCED,
+            result=Result.HOLDS if bounded else Result.VIOLATED,
+            note=None if bounded else "Nothing bounds the privacy loss of what is on the ledger.",
         ),
         Check(
             id="delta.small",

@@ -35,9 +35,13 @@ noise_multiplier / (1 + SENSITIVITY_SLACK).
 NO_OP: EventTree = {"kind": "no_op"}
 NON_PRIVATE: EventTree = {"kind": "non_private"}
 
-# A multiplier this small leaves an epsilon in the hundreds of thousands; its square underflows.
-# One above the largest is accounted as the largest, which only raises epsilon.
-_SMALLEST_NOISE = 2.0**-10
+SMALLEST_NOISE_MULTIPLIER = 2.0**-10
+"""The smallest that is accounted, but 0: it leaves an epsilon in the hundreds of thousands.
+
+Below, divergences come near the end of floats, and an event counts as having no noise.
+"""
+
+# A multiplier above the largest is accounted as the largest, which only raises epsilon.
 _LARGEST_NOISE = 2.0**30
 _DEEPEST = 16
 _KEYS: Mapping[str, frozenset[str]] = {
@@ -279,7 +283,8 @@ def _list(event: Mapping[str, Any], key: str) -> list[Any]:
 def _noise(event: Mapping[str, Any]) -> float:
     """The noise multiplier of a leaf, as far as accountants can tell multipliers apart."""
     value = _number(event, "noise_multiplier", lambda x: x >= 0, "a number >= 0")
-    return min(value, _LARGEST_NOISE) if value >= _SMALLEST_NOISE else 0.0
+    smallest = effective_noise_multiplier(SMALLEST_NOISE_MULTIPLIER)
+    return min(value, _LARGEST_NOISE) if value >= smallest else 0.0
 
 
 def _probability(event: Mapping[str, Any]) -> float:

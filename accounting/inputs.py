@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,14 @@ class StatementInputs:
     def joint_event(self) -> events.EventTree:
         """The events of everything that is covered: what is accounted."""
         return events.composed([e.dp_event for e in self.ledger if e.dp_event])
+
+    @property
+    def loss(self) -> accountant.PrivacyLoss | None:
+        """What everything that is covered costs; None where nothing bounds it."""
+        if self.joint_event == events.NO_OP:
+            return None
+        loss = accountant.epsilon_of(self.joint_event, self.delta, self.relation)
+        return loss if math.isfinite(loss.epsilon) else None
 
     def entries(self, kind: str) -> list[LedgerEntry]:
         """The ledger's entries of one kind."""

@@ -22,7 +22,8 @@ class PrivacySpec:
 
     Attributes:
         epsilon: The TOTAL budget. Give this or noise_multiplier, never both.
-        noise_multiplier: stddev of the noise over l2_clip_norm; 0 trains without privacy.
+        noise_multiplier: stddev of the noise over l2_clip_norm, at least 2^-10; 0 trains without
+            privacy.
         delta: The chance that the guarantee may fail; default: min(1e-8, 0.1 / units) rounded
             down to a power of ten.
         dataset_size: A public number of units. Without it the store's own count is used, under
@@ -100,7 +101,8 @@ class DpSgdConfig:
 
     Attributes:
         l2_clip_norm: Largest norm of one unit's gradient; infinite only without noise.
-        noise_multiplier: stddev of the noise on the sum over l2_clip_norm; 0 is no privacy.
+        noise_multiplier: stddev of the noise on the sum over l2_clip_norm, at least 2^-10; 0 is no
+            privacy.
         sampling_prob: The chance that one unit joins one batch, in (0, 1].
         iterations: Number of batches.
         expected_batch_size: The constant, in units, that noisy sums are divided by.
@@ -162,12 +164,17 @@ def number(name: str, value: object, expected: str) -> float:
 
 
 def _noise_multiplier(given: object) -> float:
-    """A noise multiplier: finite, >= 0."""
+    """A noise multiplier: 0, or finite and large enough to be accounted."""
     value = number("noise_multiplier", given, "to be a finite number >= 0")
     if not 0.0 <= value < math.inf:
         raise ConfigError(
             f"Expected noise_multiplier to be a finite number >= 0, got {given!r}. It is the "
             "noise's stddev over l2_clip_norm; 0 trains without privacy."
+        )
+    if 0.0 < value < events.SMALLEST_NOISE_MULTIPLIER:
+        raise ConfigError(
+            f"Expected noise_multiplier to be 0 or at least 2^-10, got {given!r}: noise so small "
+            "protects nothing that can be accounted. Use about 1, or 0 to train without privacy."
         )
     return value
 

@@ -48,12 +48,7 @@ class Sections:
     @cached_property
     def loss(self) -> accountant.PrivacyLoss | None:
         """What the ledger's covered entries cost; None where nothing bounds it."""
-        if self.inputs.joint_event == events.NO_OP:
-            return None
-        loss = accountant.epsilon_of(
-            self.inputs.joint_event, self.inputs.delta, self.inputs.relation
-        )
-        return loss if math.isfinite(loss.epsilon) else None
+        return self.inputs.loss
 
     def to_dict(self) -> dict[str, Any]:
         """Every item of the schema; the headline follows from the rest, the digest covers it."""

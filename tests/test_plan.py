@@ -172,6 +172,8 @@ def test_noise_multiplier_zero_is_training_without_privacy() -> None:
         ({"epsilon": "3"}, "epsilon"),
         ({"noise_multiplier": -0.1}, "noise_multiplier"),
         ({"noise_multiplier": math.inf}, "noise_multiplier"),
+        ({"noise_multiplier": 5e-324}, r"noise_multiplier to be 0 or at least 2\^-10"),
+        ({"noise_multiplier": 2.0**-10 * 0.999}, r"noise_multiplier to be 0 or at least 2\^-10"),
         ({"noise_multiplier": "1"}, "noise_multiplier"),
         ({"epsilon": 1.0, "delta": 0.0}, "delta"),
         ({"epsilon": 1.0, "delta": 1.0}, "delta"),
@@ -197,6 +199,7 @@ def test_specs_that_are_refused(privacy: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"noise_multiplier": 2.0**-11}, r"noise_multiplier to be 0 or at least 2\^-10"),
         ({"l2_clip_norm": 0.0}, "l2_clip_norm"),
         ({"l2_clip_norm": math.nan}, "l2_clip_norm"),
         ({"l2_clip_norm": math.inf}, "finite l2_clip_norm"),

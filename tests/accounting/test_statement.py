@@ -206,6 +206,30 @@ def test_planted_defects_each_take_the_claim_away() -> None:
             assert _check(statement, check)["result"] == "violated"
 
 
+def test_a_loss_that_nothing_bounds_takes_the_claim_away() -> None:
+    good = run_inputs()
+    unbounded = events.dp_sgd(2.0**-12, 1024 / 71_000, 347)
+    plan = {**good.plan, "mechanism": {**good.mechanism, "noise_multiplier": 2.0**-12}}
+    rest = [e for e in good.ledger if e.kind != "training"]
+    statement = make_statement(
+        replace(_with_entries(good, [_training(unbounded), *rest]), plan=plan)
+    )
+    check = _check(statement, "accountant.upper_bound")
+    assert (check["result"], check["load_bearing"]) == ("violated", True)
+    assert statement.claim_level is ClaimLevel.NONE
+    assert statement.headline.startswith("Claim level: none.")
+    assert "Nothing bounds the privacy loss" in statement.headline
+    assert statement.data["guarantees"] == []
+
+
+def test_the_smallest_noise_that_is_allowed_has_a_finite_epsilon() -> None:
+    smallest = run_inputs({"noise_multiplier": 2.0**-10, "dataset_size": 71_000})
+    statement = make_statement(smallest)
+    assert statement.claim_level is ClaimLevel.FORMAL
+    assert statement.epsilon is not None
+    assert statement.epsilon > 1e5
+
+
 def test_everything_that_is_covered_counts() -> None:
     good = run_inputs()
     count = LedgerEntry(
