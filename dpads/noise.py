@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,32 @@ class PrivateGradient:
     iteration: int
 
 
+# Grid of released numbers, as a part of the noise's standard deviation: 2^10 steps a standard deviation are
+# 2^14 float32 numbers a step, and whatever the last bits of a sum of floats would tell is rounded away.
+GRID_BITS = 10
+
+
+def to_public_grid(values: NDArray[Any], noise_stddev: float) -> NDArray[Any]:
+    """Rounds noisy numbers to multiples of a public power of two, about 2^-10 of their noise.
+
+    Noise made of floats reaches some floats and not others, which can tell whether a number is the sum of one
+    draw or of several, or of which sum it is a noisy form (Mironov 2012). Rounding is post-processing.
+
+    Args:
+        values: any shape; rounded in place.
+        noise_stddev: of the noise in them, public; 0 leaves them as they are.
+
+    Returns:
+        The values.
+    """
+    if noise_stddev > 0.0:
+        grid = 2.0 ** (math.floor(math.log2(noise_stddev)) - GRID_BITS)
+        np.divide(values, grid, out=values)
+        np.rint(values, out=values)
+        np.multiply(values, grid, out=values)
+    return values
+
+
 class NoiseMechanism:
     """Adds N(0, noise_stddev^2) to every coordinate of the tower's sum and divides by a constant.
 
@@ -61,14 +89,13 @@ class NoiseMechanism:
         self._divisor = divisor
 
     def privatize(self, total: ClippedSum, iteration: int) -> PrivateGradient:
-        """Noise at the address (tower_noise, parameter, iteration), in float64 before rounding."""
+        """Noise at the address (tower_noise, parameter, iteration), in float64, then on a public grid."""
         values = {}
         for name, clipped in total.dense.items():
             noisy = clipped
             if self._noise_stddev > 0.0:
                 draws = normals(self._keys.key("tower_noise", name), iteration, clipped.size)
-                noisy = clipped + self._noise_stddev * draws.reshape(clipped.shape).astype(
-                    np.float64
-                )
+                noise = self._noise_stddev * draws.astype(np.float64).reshape(clipped.shape)
+                noisy = to_public_grid(clipped + noise, self._noise_stddev)
             values[name] = (noisy / self._divisor).astype(np.float32)
         return PrivateGradient(values, iteration)

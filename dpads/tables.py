@@ -6,6 +6,7 @@ update carries no noise yet.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -16,7 +17,7 @@ from dpads._validate import nearest
 from dpads.clipping import RowSums
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy
-from dpads.noise import RunKeys
+from dpads.noise import RunKeys, to_public_grid
 from dpads.optimizers import Sgd
 from dpads.schedules import learning_rates
 
@@ -98,6 +99,16 @@ class TableMechanism(ABC):
         """Brings every row up to date."""
         for start in range(0, len(self._array), FLUSH_ROWS):
             self.bring_up_to_date(np.arange(start, min(start + FLUSH_ROWS, len(self._array))))
+
+    def hide_low_bits(self) -> None:
+        """Rounds all rows to a public grid, after `flush` and before anything leaves: post-processing.
+
+        The last bits of a float32 would tell rows that gradients touched from rows that had noise alone.
+        """
+        variance = lazy.missed_variance(self._update.missed, 0, self.iteration)
+        stddev = self._update.noise_scale * math.sqrt(variance)
+        for start in range(0, len(self._array), FLUSH_ROWS):
+            to_public_grid(self._array[start : start + FLUSH_ROWS], stddev)
 
     def _rate(self) -> float:
         """The present learning rate."""

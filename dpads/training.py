@@ -167,6 +167,7 @@ class Trainer:
         last, furthest = folder.progress()
         trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, last - trainer.iteration)
         trainer._replay_until = furthest
+        trainer.save()  # or a second crash before the next checkpoint would forget these replays
         return trainer
 
     @property
@@ -274,9 +275,10 @@ class Trainer:
             self._folder = None
 
     def _flush(self) -> None:
-        """Brings every row of every table up to date."""
+        """Brings every row of every table up to date, fit to leave."""
         for tables in self._tables.values():
             tables.flush()
+            tables.hide_low_bits()
 
     def save(self) -> None:
         """Writes a checkpoint, where a folder for them was given; it flushes nothing."""

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dpads
 from dpads.models.base import Description
 from dpads.plan import Plan
@@ -34,6 +36,7 @@ def run_identity(
         "threads": performance.threads or len(os.sched_getaffinity(0)),
         "physical_batch_size": performance.physical_batch_size,
         "processor": processor(),
+        "torch": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
         "versions": {name: version(name) for name in ("numba", "numpy", "torch")}
         | {"dpads": dpads.__version__},
     }

@@ -15,6 +15,7 @@ from dpads.kernels.merge import Runs
 
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
 FACTOR_MARGIN = 1.0 - 2.0**-22
+SMALLEST_FACTOR = 2.0**-100
 # Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at
 # least 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
 CANCELLATION_FLOOR = 2.0**-13
@@ -173,7 +174,9 @@ def clip_factors(
     norms: NDArray[np.float64],
     factors: NDArray[np.float32],
 ) -> int:
-    """Factors min(1, C / norm), a margin for rounding taken off; 0 for units that are not finite.
+    """Factors min(1, C / norm), a margin for rounding taken off.
+
+    They are 0 for units that are not finite, or so large that the factor would not be a normal float32.
 
     Args:
         squares: float64[U], squared norms.
@@ -198,7 +201,10 @@ def clip_factors(
             continue
         certified = max(norms[u], CANCELLATION_FLOOR * parts[u])
         ratio = 1.0 if certified <= l2_clip_norm else l2_clip_norm / certified
-        factors[u] = np.float32(ratio * FACTOR_MARGIN)
+        # Below the normal float32 numbers a factor would lose digits and could round up: leave the unit out.
+        factors[u] = (
+            np.float32(ratio * FACTOR_MARGIN) if ratio >= SMALLEST_FACTOR else np.float32(0.0)
+        )
     return bad
 
 

@@ -22,6 +22,8 @@ from dpads.kernels import lookup
 from dpads.kernels.lookup import Places
 from dpads.schema import FeatureSchema, Field
 
+MAX_GROUP_ROWS = 2**32  # a row is one 32-bit word of its noise address
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -144,7 +146,7 @@ def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, 
         One group per part and width, in order of first use.
 
     Raises:
-        SchemaError: the schema has no column that a model could read.
+        SchemaError: the schema has no column that a model could read, or a group has too many rows.
     """
     if not schema.fields and not schema.numeric:
         raise SchemaError(
@@ -161,7 +163,13 @@ def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, 
                 slots.append(Slot(item, item.table + suffix, column))
                 column += dim
             rows = {item.table + suffix: table_rows[item.table] for item in members}
-            groups.append(TableGroup(f"tables{suffix}.{dim}", dim, rows, tuple(slots)))
+            group = TableGroup(f"tables{suffix}.{dim}", dim, rows, tuple(slots))
+            if group.num_rows > MAX_GROUP_ROWS:
+                raise SchemaError(
+                    f"Tables of width {dim} have {group.num_rows:,} rows together; noise has addresses for "
+                    f"{MAX_GROUP_ROWS:,}. Configure fewer buckets."
+                )
+            groups.append(group)
     return Layout(tuple(groups), len(schema.numeric))
 
 

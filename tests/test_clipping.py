@@ -146,9 +146,29 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
         assert norm <= 1 + 2.0**-10
 
 
-def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity() -> (
-    None
-):
+@pytest.mark.parametrize("rows", [65_536, 65_537])
+def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity(
+    rows: int,
+) -> None:
+    # Aligned, nearly equal gradients of norm C are the worst case: roundings go one way. Taking a unit from
+    # the front regroups all others.
+    from dpads.kernels.torch_ops import clipped_outer_sum
+
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        spread = 10 ** -rng.uniform(2, 5) * rng.random((rows, 1))
+        right = ((1 - spread) * np.ones((rows, 64)) / 8).astype(np.float32)
+        left = np.full((rows, 1), rng.uniform(0.9, 1), np.float32)
+        sums = []
+        for start in (0, 1):
+            total = np.zeros((1, 64))
+            clipped_outer_sum(left[start:], np.ascontiguousarray(right[start:]), total)
+            sums.append(total)
+        own = float(np.linalg.norm(left[0].astype(float)) * np.linalg.norm(right[0].astype(float)))
+        assert np.linalg.norm(sums[0] - sums[1]) <= own + 2.0**-11
+
+
+def test_neighbouring_sums_of_a_whole_model_differ_by_at_most_the_sensitivity() -> None:
     from dpads.clipping import batch_reads, clip_batch
 
     size = 65_536
@@ -170,6 +190,24 @@ def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_s
             for name in first.groups:
                 square += ((first.groups[name].values - second.groups[name].values) ** 2).sum()
             assert np.sqrt(square) <= 1 + 2.0**-10
+
+
+@pytest.mark.parametrize("exponent", [20, 30, 36, 37, 38, 38.5])
+def test_gradients_of_any_size_stay_within_the_clip_norm(exponent: float) -> None:
+    # below the normal float32 numbers a clip factor loses its digits: such a unit is left out
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", bags=[dpads.Bag("s", weights="w")], buckets=5, weight="v"
+    )
+    model = dpads.models.Logistic().init(schema)
+    rng = np.random.default_rng(0)
+    for factor in (1e0, 1e4, 1e7, 1e8):
+        weights = [10**exponent * rng.uniform(0.5, 1)]
+        batch = dpads.SparseBatch.from_arrays(
+            ids={"s": ([1], [0, 1], weights)}, labels=[0], weights=[factor * rng.uniform(0.5, 1)]
+        )
+        out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+        norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
+        assert norm <= 1 + 2.0**-10
 
 
 def test_physical_batches_do_not_change_the_sum() -> None:
