@@ -271,6 +271,8 @@ def _paths_under(base: Path) -> Reader:
             return value
         names = _typed(str | tuple[str, ...], value, path)
         every = (names,) if isinstance(names, str) else names
+        if not all(name.strip() for name in every):
+            raise ConfigError(f"{path}: expected a path, got an empty text. Name a log or a store.")
         return tuple(str(base.absolute() / Path(name).expanduser()) for name in every)
 
     return read
