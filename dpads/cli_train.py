@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ def train(
     """Train a model and write its run: parameters, ledger, metrics, statement."""
     from dpads.config import load_config
     from dpads.errors import ConfigError
+    from dpads.record import partial_of
     from dpads.run_training import train_config
 
     if resume and out is None:
@@ -45,7 +47,12 @@ def train(
         with watching() as watch:
             run = train_config(parsed, out=target, resume=resume, on_progress=watch)
     except KeyboardInterrupt:
-        say(f"Interrupted. Go on with: dpads train {config} --out {target} --resume")
+        if partial_of(target).is_dir():
+            words = ["dpads", "train", str(config), "--out", str(target), "--resume"]
+            words += [word for item in set_ or () for word in ("--set", item)]
+            say(f"Interrupted. Go on with: {shlex.join(words)}")
+        else:
+            say("Interrupted before training began: nothing was kept.")
         raise typer.Exit(1) from None
     result = run.statement()
     if json_:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,23 @@ def to_document(config: Config) -> dict[str, dict[str, Any]]:
         "statement": dataclasses.asdict(config.statement),
     }
     return {name: _without_nothing(table) for name, table in document.items()}
+
+
+def differing_keys(kept: str, config: Config) -> list[str]:
+    """The dotted keys in which a kept text of `to_toml` differs from a configuration.
+
+    Raises:
+        ValueError: the kept text is not TOML.
+    """
+    first, second = _flat(tomllib.loads(kept)), _flat(tomllib.loads(to_toml(config)))
+    return sorted(key for key in first | second if first.get(key) != second.get(key))
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of all tables, dotted."""
+    return {
+        f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
+    }
 
 
 def to_toml(config: Config) -> str:

@@ -10,7 +10,9 @@
       statement.md        what is guaranteed, for people
       config.toml         how to run it again
 
-Nothing is pickled. A run that has not finished is in RUN.partial, with checkpoints/, which is secret.
+Nothing is pickled; the folder has mode 0700. A run that has not finished is in RUN.partial, with
+checkpoints/, which is secret, prepared/, which holds stores of logs, and config.toml from the start.
+run.json is written last: with it, the run is whole and only has to be renamed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dpads
 from dpads.errors import ConfigError, RunError, VerificationError
+from dpads.store import missing_parents, remove_empty
 
 if TYPE_CHECKING:
     from dpads.accounting.statement import GuaranteeStatement
@@ -43,7 +47,9 @@ STATEMENT_JSON: Final = "statement.json"
 STATEMENT_MD: Final = "statement.md"
 CONFIG: Final = "config.toml"
 CHECKPOINTS: Final = "checkpoints"
-REFERENCE: Final = "reference.json"  # only while the run is partial: the reference's metrics
+# Only while the run is partial: the reference's metrics, and the stores of logs.
+REFERENCE: Final = "reference.json"
+PREPARED: Final = "prepared"
 FORMAT: Final = 1
 # The packages whose versions decide what the numbers are.
 PACKAGES: Final = ("dp-accounting", "numba", "numpy", "polars", "scipy", "torch")
@@ -232,22 +238,52 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def start_partial(out: Path) -> Path:
+def start_partial(out: Path) -> tuple[Path, list[Path]]:
     """Makes the folder where a run stays until it is whole.
+
+    Returns:
+        The folder, and the parents that had to be made, for `drop_partial`.
 
     Raises:
         ConfigError: `out` exists, or an interrupted run is beside it.
+        InputError: `out` is to be in what is not a folder.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: exists already. Name another folder, or move it away.")
+    refuse_existing(out)
+    made = missing_parents(out)
     partial = partial_of(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(mode=0o700)
     except FileExistsError:
         raise ConfigError(
             f"{partial}: an interrupted run is here. Go on with it (--resume), or move it away."
         ) from None
-    return partial
+    return partial, made
+
+
+def drop_partial(partial: Path, made: Sequence[Path]) -> None:
+    """Removes a run that did not get far enough to be worth keeping, and parents made for it."""
+    shutil.rmtree(partial)
+    remove_empty(made)
+
+
+def finish_partial(partial: Path, out: Path) -> None:
+    """Gives a whole run its name, once everything that only the partial run needs is gone."""
+    (partial / REFERENCE).unlink(missing_ok=True)
+    for name in (PREPARED, CHECKPOINTS):
+        if (partial / name).exists():
+            shutil.rmtree(partial / name)
+    partial.rename(out)
+
+
+def refuse_existing(out: Path) -> None:
+    """Nothing that exists is overwritten.
+
+    Raises:
+        ConfigError: it exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{out}: exists already. Name another folder, or move it away.")
 
 
 def new_file(path: Path, *, suffix: str = "") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,13 +138,13 @@ class Run:
             ConfigError: the path exists.
         """
         out = Path(path)
-        partial = files.start_partial(out)
+        partial, made = files.start_partial(out)
         try:
             self.write(partial)
         except BaseException:
-            shutil.rmtree(partial)
+            files.drop_partial(partial, made)
             raise
-        partial.rename(out)
+        files.finish_partial(partial, out)
         if self.path is None:  # from now on the folder says what happens to the run
             self.path, self.ledger = out, Ledger.load(out / files.LEDGER)
         return out
@@ -158,8 +157,9 @@ class Run:
             self.ledger.save(folder / files.LEDGER)
         files.write_text(folder / files.METRICS, files.to_json(self.metrics))
         files.write_text(folder / files.CONFIG, to_toml(self.config))
-        files.write_text(folder / files.RUN, files.to_json(self.record.to_dict()))
         self._write_statement(folder)
+        # Last: where it is, the run is whole.
+        files.write_text(folder / files.RUN, files.to_json(self.record.to_dict()))
 
     def _write_statement(self, folder: Path) -> None:
         """Writes the statement in both forms."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dpads import record as files
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
+from dpads.config_toml import differing_keys, to_toml
 from dpads.errors import CheckpointError, ConfigError
 from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
 from dpads.models.base import Description, Model
@@ -26,8 +26,6 @@ from dpads.run import Run, note_evaluation
 from dpads.run_data import may_share_rows, open_rows
 from dpads.store import ExampleStore
 from dpads.training import Performance, Progress, Trainer, TrainingSettings
-
-_PREPARED = ("train-rows", "test-rows")  # stores of logs, inside the partial folder
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,9 @@ def train_config(
         The run.
 
     Raises:
-        ConfigError: a value is out of range, `out` exists, or an interrupted run is beside it.
-        CheckpointError: there is nothing to resume, or it belongs to another configuration.
+        ConfigError: a value is out of range, `out` exists, or an interrupted run is beside it; or
+            there is nothing to resume, or it began with another configuration.
+        CheckpointError: what an interrupted run left is damaged.
         DataError: a log is not what the schema says.
         StoreError: a store is damaged or has another schema than the configuration.
     """
@@ -190,24 +189,52 @@ def train_config(
             rows = _open(config, store, test, Path(name), on_prepare)
             return _Job(config, rows, performance, on_progress).carry_out(Ledger(), None)
     target = Path(out)
-    partial = files.partial_of(target) if resume else files.start_partial(target)
+    made: list[Path] = []
+    if resume:
+        partial = _interrupted(config, target)
+        if files.is_run(partial):  # everything was done but the renaming
+            files.finish_partial(partial, target)
+            return Run.load(target)
+    else:
+        partial, made = files.start_partial(target)
     path = partial / files.LEDGER
-    if not partial.is_dir():
-        raise CheckpointError(f"{partial}: nothing to resume. Train without --resume.")
     ledger = Ledger.load(path) if path.exists() else Ledger(path)
     try:
-        rows = _open(config, store, test, partial, on_prepare)
+        if not resume:
+            files.write_text(partial / files.CONFIG, to_toml(config))
+        prepared = partial / files.PREPARED
+        prepared.mkdir(mode=0o700, exist_ok=True)
+        rows = _open(config, store, test, prepared, on_prepare)
         run = _Job(config, rows, performance, on_progress).carry_out(ledger, partial)
     except BaseException:
         if not ledger.entries:  # nothing was read to learn from: nothing to account for
-            shutil.rmtree(partial)
+            files.drop_partial(partial, made)
         raise
-    (partial / files.REFERENCE).unlink(missing_ok=True)
-    for name in _PREPARED:
-        shutil.rmtree(partial / name, ignore_errors=True)
-    partial.rename(target)
+    files.finish_partial(partial, target)
     run.path, run.ledger = target, Ledger.load(target / files.LEDGER)
     return run
+
+
+def _interrupted(config: Config, target: Path) -> Path:
+    """The folder of an interrupted run, if this configuration may go on with it."""
+    files.refuse_existing(target)
+    partial = files.partial_of(target)
+    if not partial.is_dir():
+        raise ConfigError(f"{partial}: nothing to resume. Train without --resume.")
+    try:
+        changed = differing_keys((partial / files.CONFIG).read_text(encoding="utf-8"), config)
+    except (FileNotFoundError, ValueError):
+        raise CheckpointError(
+            f"{partial / files.CONFIG}: missing or damaged, so nobody can tell what was begun. "
+            "Move the folder away and train anew."
+        ) from None
+    if changed:
+        raise ConfigError(
+            f"{partial}: the interrupted run began with another configuration: "
+            f"{', '.join(changed)} differ. Go on with the one in its {files.CONFIG}, or train anew "
+            "under another --out."
+        )
+    return partial
 
 
 @dataclass(frozen=True)
@@ -231,12 +258,12 @@ def _open(
     schema = config.schema
     if config.privacy.dataset_size is not None:
         _resolve(config, config.privacy, config.l2_clip_norm, None)
-    rows = store or open_rows(config.data.train, schema, folder / _PREPARED[0], on_prepare)
+    rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
     rows.check_schema(schema)
     if isinstance(config.data.test, float):
         rows, test = rows.split(config.data.test, seed=config.training.init_seed)
     elif test is None and config.data.test is not None:
-        test = open_rows(config.data.test, schema, folder / _PREPARED[1], on_prepare)
+        test = open_rows(config.data.test, schema, folder / "test", on_prepare)
     if test is not None:
         test.check_schema(schema)
     held_out = True

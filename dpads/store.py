@@ -18,7 +18,7 @@ import json
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
 from dpads.encoding import encode, encoded_schema
-from dpads.errors import DataError, SchemaError, StoreError
+from dpads.errors import DataError, InputError, SchemaError, StoreError
 from dpads.reading import Logs, find_logs, read_batches
 from dpads.schema import FeatureSchema
 from dpads.store_keys import content_keys, user_unit_keys, with_ordinals
@@ -73,6 +73,7 @@ def prepare(
         SchemaError: the schema file is wrong.
         DataError: a log is missing, damaged or empty, or a value is outside the schema.
         StoreError: `out` exists.
+        InputError: `out` is to be in what is not a folder.
 
     Guarantees:
         - Nothing is left behind on failure, and `out` appears only when it is whole.
@@ -82,8 +83,8 @@ def prepare(
         schema = FeatureSchema.from_toml(schema)
     target = Path(out)
     _refuse_existing(target)
+    made = missing_parents(target)
     files = find_logs(logs)
-    made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
     try:
@@ -110,9 +111,7 @@ def prepare(
     finally:
         if partial.exists():
             shutil.rmtree(partial)
-            for folder in made:
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+            remove_empty(made)
     return ExampleStore.open(target)
 
 
@@ -352,6 +351,25 @@ class ExampleStore:
     def _user_keys(self, rows: Rows) -> NDArray[np.uint64]:
         """The users' keys at some positions, uint64[n, 2]."""
         return self._take("user", rows)
+
+
+def missing_parents(target: Path) -> list[Path]:
+    """The folders that have to be made before `target` can be, innermost first.
+
+    Raises:
+        InputError: something on the way is not a folder.
+    """
+    for folder in target.parents:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: expected a folder, found a file. Name another folder.")
+    return [folder for folder in target.parents if not folder.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes what `missing_parents` named and was made, unless something else is in it by now."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _refuse_existing(target: Path) -> None:

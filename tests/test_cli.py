@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import dpads
-from dpads import cli_demo, cli_screen, training
+from dpads import cli_demo, cli_screen, run_training, training
 from dpads.cli import app
 from dpads.run_training import RunProgress
 from dpads.synthetic import SyntheticLog
@@ -292,6 +293,13 @@ def test_bad_configurations_end_with_2_and_leave_nothing(
         ["train", "absent.toml"],
         ["train", "config.toml", "--out", "run"],
         ["train", "config.toml", "--resume"],
+        ["train", "config.toml", "--out", "r", "--resume"],
+        ["train", "config.toml", "--out", "run", "--resume"],
+        ["train", "config.toml", "--out", "config.toml/r"],
+        ["train", "config.toml", "--out", "a/b/r", "--set", "data.train=absent.parquet"],
+        ["train", "config.toml", "--set", "data.train=absent.parquet"],
+        ["train", "config.toml", "--out", "r", "--set", "data.train="],
+        ["prepare", "train.parquet", "--schema", "config.toml", "--out", "config.toml/a/s"],
         ["prepare", "absent.parquet", "--schema", "config.toml", "--out", "s"],
         ["prepare", "train.parquet", "--schema", "config.toml", "--out", "run"],
         ["prepare", "train.parquet", "--schema", "absent.toml", "--out", "s"],
@@ -381,6 +389,27 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(
     assert "--resume" in again.stderr
     assert "b: model" in done(*arguments, "--resume")
     assert json.loads((copy / "b" / "run.json").read_text())["replayed"] == 5
+
+
+def test_an_interruption_promises_only_what_was_kept(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    sets = ["--set", "training.epochs=1.5", "--set", "data.test=0.2"]
+    arguments = ["train", copy / "config.toml", "--out", copy / "b", *sets]
+    real = training.Trainer.step
+    monkeypatch.setattr(training.Trainer, "step", stop)
+    hint = dpads_command(*arguments).stderr.partition("Go on with: dpads ")[2]
+    monkeypatch.setattr(training.Trainer, "step", real)
+    assert "b: model" in done(*shlex.split(hint))
+    monkeypatch.setattr(run_training, "open_rows", stop)
+    result = dpads_command("train", copy / "config.toml", "--out", copy / "c")
+    assert result.exit_code == 1
+    assert "--resume" not in result.stderr
+    assert "nothing was kept" in result.stderr
+    assert not list(copy.glob("c*.partial"))
 
 
 def test_a_process_of_its_own(folder: Path) -> None:
