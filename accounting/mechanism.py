@@ -15,6 +15,11 @@ from dpads.errors import ConfigError
 
 UNITS = ("example", "user")
 
+LARGEST_ITERATIONS = 10**9
+"""More are refused: a month at 400 a second, and what accountants were tried at."""
+LARGEST_UNITS = 10**12
+"""More units in a data set, or in a batch, are refused."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySpec:
@@ -65,7 +70,7 @@ class PrivacySpec:
         if self.delta is not None:
             _store(self, "delta", check_delta(self.delta))
         if self.dataset_size is not None:
-            _store(self, "dataset_size", whole_number("dataset_size", self.dataset_size))
+            _store(self, "dataset_size", _units("dataset_size", self.dataset_size))
         if self.unit not in UNITS:
             raise ConfigError(
                 f"Expected unit to be one of {', '.join(UNITS)}, got {self.unit!r}."
@@ -88,7 +93,7 @@ class PrivacySpec:
             )
         if self.sampling_prob is not None:
             _store(self, "sampling_prob", _sampling_prob(self.sampling_prob))
-            _store(self, "iterations", whole_number("iterations", self.iterations))
+            _store(self, "iterations", _iterations(self.iterations))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that were given, as plain data."""
@@ -121,8 +126,8 @@ class DpSgdConfig:
         _store(self, "noise_multiplier", _noise_multiplier(self.noise_multiplier))
         _store(self, "l2_clip_norm", _clip_norm(self.l2_clip_norm, self.noise_multiplier))
         _store(self, "sampling_prob", _sampling_prob(self.sampling_prob))
-        _store(self, "iterations", whole_number("iterations", self.iterations))
-        size = whole_number("expected_batch_size", self.expected_batch_size)
+        _store(self, "iterations", _iterations(self.iterations))
+        size = _units("expected_batch_size", self.expected_batch_size)
         _store(self, "expected_batch_size", size)
 
     def event(self) -> events.EventTree:
@@ -154,6 +159,31 @@ def whole_number(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise ConfigError(f"Expected {name} to be a whole number >= 1, got {value!r}.")
     return int(value)
+
+
+def _iterations(value: object) -> int:
+    """A number of iterations."""
+    count = whole_number("iterations", value)
+    if count > LARGEST_ITERATIONS:
+        raise ConfigError(
+            f"Expected iterations to be at most {LARGEST_ITERATIONS:,}, got more. Use fewer, with a "
+            "larger sampling_prob if they are to see as many units."
+        )
+    return count
+
+
+def _units(name: str, value: object) -> int:
+    """A number of units."""
+    count = whole_number(name, value)
+    if count > LARGEST_UNITS:
+        raise ConfigError(
+            f"Expected {name} to be at most {LARGEST_UNITS:,} units, got more. Give the number of "
+            "units in the training rows, or a public number near it."
+            if name == "dataset_size"
+            else f"Expected {name} to be at most {LARGEST_UNITS:,} units, got more. Use a smaller "
+            "batch."
+        )
+    return count
 
 
 def number(name: str, value: object, expected: str) -> float:

@@ -25,7 +25,13 @@ from dpads.accounting.accountant import (
     epsilon_of,
 )
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.mechanism import DpSgdConfig, PrivacySpec, number, whole_number
+from dpads.accounting.mechanism import (
+    LARGEST_ITERATIONS,
+    DpSgdConfig,
+    PrivacySpec,
+    number,
+    whole_number,
+)
 from dpads.errors import BudgetError, ConfigError
 
 __all__ = [
@@ -366,7 +372,14 @@ def _schedule(
             "their ratio, would be above 1. Use a smaller batch."
         )
     # In fractions: in floats a whole quotient can come out a little above, and one batch is added.
-    return size / units, math.ceil(Fraction(str(passes)) * Fraction(units, size))
+    iterations = math.ceil(Fraction(str(passes)) * Fraction(units, size))
+    if iterations > LARGEST_ITERATIONS:
+        raise ConfigError(
+            f"Expected epochs that take at most {LARGEST_ITERATIONS:,} iterations, got epochs = "
+            f"{epochs!r} with expected_batch_size = {size}, which take more. Lower epochs, or raise "
+            "expected_batch_size."
+        )
+    return size / units, iterations
 
 
 def _calibrated(

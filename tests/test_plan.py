@@ -181,6 +181,11 @@ def test_noise_multiplier_zero_is_training_without_privacy() -> None:
         ({"epsilon": 1.0, "dataset_size": 0}, "dataset_size"),
         ({"epsilon": 1.0, "dataset_size": 1e6}, "dataset_size"),
         ({"epsilon": 1.0, "dataset_size": True}, "dataset_size"),
+        ({"epsilon": 1.0, "dataset_size": 10**41}, "dataset_size to be at most .* Give the number"),
+        (
+            {"epsilon": 1.0, "sampling_prob": 0.1, "iterations": 10**9 + 1},
+            "iterations to be at most .* Use fewer",
+        ),
         ({"epsilon": 1.0, "unit": "users"}, '"user"'),
         ({"epsilon": 1.0, "unit": "user"}, "max_examples_per_unit"),
         ({"epsilon": 1.0, "unit": "user", "max_examples_per_unit": 0}, "max_examples_per_unit"),
@@ -205,7 +210,9 @@ def test_specs_that_are_refused(privacy: dict[str, Any], message: str) -> None:
         ({"l2_clip_norm": math.inf}, "finite l2_clip_norm"),
         ({"expected_batch_size": 0}, "expected_batch_size"),
         ({"expected_batch_size": 10.5}, "expected_batch_size"),
+        ({"expected_batch_size": 10**400}, "expected_batch_size to be at most .* smaller batch"),
         ({"iterations": 0}, "iterations"),
+        ({"iterations": 10**12}, "iterations to be at most .* Use fewer"),
     ],
 )
 def test_mechanisms_that_are_refused(change: dict[str, Any], message: str) -> None:
@@ -225,6 +232,21 @@ def test_a_batch_larger_than_the_data_is_refused_without_printing_the_private_co
 def test_epochs_that_are_no_number_are_refused(epochs: Any) -> None:
     with pytest.raises(ConfigError, match="epochs"):
         resolve(PrivacySpec(epsilon=1.0, dataset_size=100), expected_batch_size=10, epochs=epochs)
+
+
+@pytest.mark.parametrize("epochs", [1e300, 1e15, 1e9])
+def test_more_iterations_than_can_run_are_refused_with_what_to_change(epochs: float) -> None:
+    spec = PrivacySpec(noise_multiplier=1.0)
+    with pytest.raises(ConfigError, match=r"epochs .* Lower epochs, or raise") as refused:
+        resolve(spec, expected_batch_size=10, epochs=epochs, store_units=5_731)
+    assert "731" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"epochs .* Lower epochs, or raise"):
+        plan_table(71_000, epsilon=3.0, batch_sizes=[256], epochs=[epochs])
+
+
+def test_as_many_iterations_as_are_allowed_can_be_planned() -> None:
+    plan = _plan(noise_multiplier=1e5, dataset_size=10**12, sampling_prob=1e-6, iterations=10**9)
+    assert 0.0 < plan.loss.epsilon < 1.0
 
 
 def test_no_number_of_units_anywhere_is_refused() -> None:
