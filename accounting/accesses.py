@@ -27,21 +27,21 @@ _TUNING: Mapping[str | None, tuple[str, str]] = {
     None: (
         "not_covered",
         (
-            "How columns, buckets and hyperparameters were chosen. Nobody declared it, so a look at "
-            "these rows cannot be ruled out."
+            "How columns, clip constants, buckets and hyperparameters were chosen. Nobody declared "
+            "it, so a look at these rows cannot be ruled out."
         ),
     ),
     "none": (
         "data_independent",
-        "Columns, buckets and hyperparameters were fixed without a look at these rows.",
+        "Columns, clip constants, buckets and hyperparameters were fixed without a look at these rows.",
     ),
     "public_data": (
         "public_data_only",
-        "Columns, buckets and hyperparameters were chosen on public or synthetic data.",
+        "Columns, clip constants, buckets and hyperparameters were chosen on public or synthetic data.",
     ),
     "not_accounted": (
         "not_covered",
-        "Other runs on these rows chose columns, buckets or hyperparameters.",
+        "Other runs on these rows chose columns, clip constants, buckets or hyperparameters.",
     ),
 }
 
@@ -83,7 +83,7 @@ def _fixed(inputs: StatementInputs) -> list[dict[str, Any]]:
         ),
         _row(
             "normalisation",
-            "Numbers are transformed with constants of the configuration.",
+            "Numbers are transformed with constants of the configuration; this library fits none.",
             "data_independent",
             "auto",
             "features.nothing_fitted",

@@ -182,9 +182,11 @@ def _public_numbers(inputs: StatementInputs) -> list[Check]:
         ),
         Check(
             id="features.nothing_fitted",
-            assumption="No vocabulary, normaliser, bin or width was fitted to the data: ids are "
-            "hashed, numbers transformed with constants of the configuration.",
+            assumption="No vocabulary, normaliser, bin or width was fitted to the data by this "
+            "library: ids are hashed, numbers transformed with constants of the configuration.",
             basis=Basis.ENFORCED,
+            note="Whether a look at these rows chose those constants (columns, clip constants, "
+            "numbers of buckets) code cannot know: a person must vouch for it, see tuning.declared.",
         ),
         Check(
             id="initialisation.data_independent",
@@ -241,7 +243,8 @@ def _accesses(inputs: StatementInputs) -> list[Check]:
     checks.append(
         Check(
             id="tuning.declared",
-            assumption="No other run or look at these rows chose this configuration.",
+            assumption="No other run or look at these rows chose this configuration: columns, clip "
+            "constants, numbers of buckets and hyperparameters.",
             basis=Basis.NOT_CHECKED if tuning is None else _person(inputs),
             result=Result.UNKNOWN
             if tuning is None

@@ -177,7 +177,9 @@ class Sections:
                 "sensitivity_slack": events.SENSITIVITY_SLACK,
                 "accounted_noise_multiplier": events.effective_noise_multiplier(noise),
                 "tables": inputs.table_noise,
-                "rng": "csprng_keyed_os_entropy",
+                "rng": "csprng_keyed_noise_seed"
+                if inputs.noise_seed_used
+                else "csprng_keyed_os_entropy",
                 "seed_policy": "published_fixed" if inputs.noise_seed_used else "fresh_os_entropy",
             },
             "steps": {

@@ -143,6 +143,25 @@ def test_a_tier_needs_a_delta_as_small_as_the_default() -> None:
     assert "tier" not in statement_of("no count").data
 
 
+def test_what_code_cannot_know_about_constants_is_left_to_a_person() -> None:
+    for name in RUNS:
+        statement = statement_of(name)
+        fitted = _check(statement, "features.nothing_fitted")
+        assert "by this library" in fitted["assumption"]
+        assert "a person must vouch for it, see tuning.declared" in fitted["note"]
+        declared = _check(statement, "tuning.declared")
+        assert "clip constants, numbers of buckets" in declared["assumption"]
+        assert declared["basis"] != "enforced_by_code"
+
+
+def test_the_generators_key_is_from_the_system_only_where_no_seed_was_given() -> None:
+    for name in RUNS:
+        noise = statement_of(name).data["mechanism"]["noise"]
+        seeded = name == "fixed seed"
+        assert noise["rng"] == ("csprng_keyed_noise_seed" if seeded else "csprng_keyed_os_entropy")
+        assert (noise["seed_policy"] == "published_fixed") == seeded
+
+
 def test_the_float32_gaussian_is_always_named() -> None:
     for name in RUNS:
         statement = statement_of(name)
