@@ -56,7 +56,9 @@ def print_table(
     from rich import box
     from rich.table import Table
 
+    # At least as wide as its title, which would be wrapped otherwise.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.min_width = min(len(title), console().width)
     table.caption, table.caption_justify = caption or None, "left"
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right")
