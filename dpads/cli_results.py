@@ -56,14 +56,15 @@ def predict(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Parquet file to write, which must not exist.")],
 ) -> None:
-    """Write predictions, one per row of the input and in its order."""
+    """Write predictions, one per row of the input and in its order; no label is needed."""
     from dpads.record import new_file
     from dpads.run import Run
     from dpads.run_data import opened, write_predictions
 
     new_file(out, suffix=".parquet")
     loaded = Run.load(run)
-    with console(stderr=True).status("predicting"), opened(data, loaded.model.schema) as store:
+    rows = opened(data, loaded.model.schema, labelled=False)
+    with console(stderr=True).status("predicting"), rows as store:
         predictions = loaded.predict(store)
     write_predictions(out, predictions)
     typer.echo(f"{out}: {len(predictions):,} predictions")

@@ -52,6 +52,11 @@ def bag_weights_column(field: str) -> str:
     return f"bag_weights:{field}"
 
 
+def input_columns(schema: FeatureSchema, *, labelled: bool = True) -> list[str]:
+    """The columns that a log must have; without labels, all but the label."""
+    return [name for name in schema.input_columns if labelled or name != schema.label]
+
+
 def encoded_schema(schema: FeatureSchema) -> pa.Schema:
     """The Arrow schema of what `encode` returns; absent parts have no column."""
     import pyarrow as pa
@@ -79,17 +84,18 @@ def encoded_schema(schema: FeatureSchema) -> pa.Schema:
     return pa.schema(columns)
 
 
-def check_columns(names: Sequence[str], schema: FeatureSchema) -> None:
+def check_columns(names: Sequence[str], schema: FeatureSchema, *, labelled: bool = True) -> None:
     """Checks that a log has every column of the schema, each once.
 
     Args:
         names: the log's columns.
         schema: what is wanted.
+        labelled: whether the label is wanted too.
 
     Raises:
         DataError: a column is missing (the nearest names are listed) or there twice.
     """
-    for column in schema.input_columns:
+    for column in input_columns(schema, labelled=labelled):
         count = names.count(column)
         if count == 0:
             raise DataError(
@@ -101,12 +107,15 @@ def check_columns(names: Sequence[str], schema: FeatureSchema) -> None:
             raise DataError(f'Expected one column "{column}", got {count}. Rename the others.')
 
 
-def encode(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
+def encode(
+    batch: pa.RecordBatch, schema: FeatureSchema, *, labelled: bool = True
+) -> pa.RecordBatch:
     """Encodes the columns of a log.
 
     Args:
         batch: n rows with the schema's columns in any order; others are ignored.
         schema: what each column becomes.
+        labelled: False does without the label and writes zeros: good for predictions alone.
 
     Returns:
         n rows with the columns of `encoded_schema`.
@@ -120,7 +129,7 @@ def encode(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
     """
     import pyarrow as pa
 
-    check_columns(batch.schema.names, schema)
+    check_columns(batch.schema.names, schema, labelled=labelled)
     arrays: dict[str, pa.Array] = {}
     size = batch.num_rows
     sizes = schema.table_rows
@@ -139,7 +148,10 @@ def encode(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
         for place, numeric in enumerate(schema.numeric):
             dense[:, place] = _transform(batch.column(numeric.column), numeric)
         arrays["dense"] = _fixed_array(dense)
-    arrays["label"] = _label(batch.column(schema.label), schema)
+    if labelled:
+        arrays["label"] = _label(batch.column(schema.label), schema)
+    else:
+        arrays["label"] = pa.array(np.zeros(size, np.float32))
     if schema.weight:
         arrays["weight"] = _factor(batch.column(schema.weight), schema.weight, "weights", 0.0)
     if schema.exposure:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from dpads.encoding import check_columns
+from dpads.encoding import check_columns, input_columns
 from dpads.errors import DataError
 from dpads.schema import FeatureSchema
 
@@ -111,12 +111,15 @@ def find_logs(logs: Logs) -> tuple[LogFile, ...]:
     return tuple(found.values())
 
 
-def read_batches(file: LogFile, schema: FeatureSchema) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    file: LogFile, schema: FeatureSchema, *, labelled: bool = True
+) -> Iterator[pa.RecordBatch]:
     """Reads one file.
 
     Args:
         file: what `find_logs` returns.
         schema: names the columns to read; `schema.columns` names those of a file without header.
+        labelled: whether to read the label; without, the log need not have it.
 
     Yields:
         Record batches of at most 65,536 rows, in the file's order, with the schema's columns.
@@ -131,13 +134,13 @@ def read_batches(file: LogFile, schema: FeatureSchema) -> Iterator[pa.RecordBatc
     """
     kind = _KINDS[file.suffix]
     if kind == "delimited":
-        yield from _read_delimited(file, schema)
+        yield from _read_delimited(file, schema, labelled)
     elif kind == "parquet":
         with _plain(file) as path:
-            yield from _read_parquet(file, path, schema)
+            yield from _read_parquet(file, path, schema, labelled)
     else:
         with _plain(file) as path:
-            yield from _read_arrow(file, path, schema)
+            yield from _read_arrow(file, path, schema, labelled)
 
 
 def _glob(pattern: str) -> list[Path]:
@@ -183,21 +186,25 @@ def _open(file: LogFile) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _read_parquet(file: LogFile, path: Path, schema: FeatureSchema) -> Iterator[pa.RecordBatch]:
+def _read_parquet(
+    file: LogFile, path: Path, schema: FeatureSchema, labelled: bool
+) -> Iterator[pa.RecordBatch]:
     """Batches of a Parquet file, by polars' streaming engine."""
     import polars as pl
 
     try:
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         names = frame.collect_schema().names()
-        check_columns(names, schema)
-        for part in _stream(frame.select(schema.input_columns)):
+        _check_columns(file, names, schema, labelled)
+        for part in _stream(frame.select(input_columns(schema, labelled=labelled))):
             yield from _slices(part.to_arrow().to_batches())
     except (pl.exceptions.PolarsError, OSError):
         raise _damaged(file, "a Parquet file") from None
 
 
-def _read_arrow(file: LogFile, path: Path, schema: FeatureSchema) -> Iterator[pa.RecordBatch]:
+def _read_arrow(
+    file: LogFile, path: Path, schema: FeatureSchema, labelled: bool
+) -> Iterator[pa.RecordBatch]:
     """Batches of an Arrow IPC file (Feather) or stream, memory-mapped."""
     import pyarrow as pa
 
@@ -206,32 +213,34 @@ def _read_arrow(file: LogFile, path: Path, schema: FeatureSchema) -> Iterator[pa
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader: Any = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-            check_columns(reader.schema.names, schema)
+            _check_columns(file, reader.schema.names, schema, labelled)
             batches = (
                 (reader.get_batch(i) for i in range(reader.num_record_batches))
                 if is_file
                 else reader
             )
             for batch in _slices(batches):
-                part = batch.select(schema.input_columns)
+                part = batch.select(input_columns(schema, labelled=labelled))
                 part.validate(full=True)
                 yield part
     except (pa.ArrowException, OSError):
         raise _damaged(file, "an Arrow file or stream") from None
 
 
-def _read_delimited(file: LogFile, schema: FeatureSchema) -> Iterator[pa.RecordBatch]:
+def _read_delimited(
+    file: LogFile, schema: FeatureSchema, labelled: bool
+) -> Iterator[pa.RecordBatch]:
     """Batches of a delimited file, by polars' streaming engine, after its lines were checked."""
     import polars as pl
 
     separator, quote = _TEXT_FORM[file.suffix]
     try:
         first = _first_line(file, separator, quote)
-        names, has_header = _column_names(file, first, schema)
+        names, has_header = _column_names(file, first, schema, labelled)
         _check_lines(file, separator, quote, len(names))
     except OSError:
         raise _damaged(file, f"a {file.compression or 'readable'} file") from None
-    numbers = [*(n.column for n in schema.numeric), schema.label]
+    numbers = [*(n.column for n in schema.numeric), *([schema.label] if labelled else [])]
     numbers += [name for name in (schema.weight, schema.exposure) if name]
     try:
         frame = pl.scan_csv(
@@ -243,7 +252,7 @@ def _read_delimited(file: LogFile, schema: FeatureSchema) -> Iterator[pa.RecordB
             schema=dict.fromkeys(names, pl.String),
             glob=False,
         )
-        for part in _stream(frame.select(schema.input_columns)):
+        for part in _stream(frame.select(input_columns(schema, labelled=labelled))):
             parsed = part.with_columns(_parse(part[name], file) for name in numbers)
             yield from _slices(parsed.to_arrow().to_batches())
     except (pl.exceptions.PolarsError, OSError):
@@ -299,28 +308,41 @@ def _first_line(file: LogFile, separator: str, quote: str | None) -> list[str]:
         raise _damaged(file, "delimited UTF-8 text") from None
 
 
-def _column_names(file: LogFile, first: list[str], schema: FeatureSchema) -> tuple[list[str], bool]:
+def _column_names(
+    file: LogFile, first: list[str], schema: FeatureSchema, labelled: bool
+) -> tuple[list[str], bool]:
     """Names of a delimited file's columns, and whether its first line gives them.
 
     Without `schema.columns` every file has a header. With it, the first line is one when at least
-    half of its fields are names of the schema, so that no odd value passes for a header.
+    half of its fields are names of the schema, so that no odd value passes for a header. Where no
+    label is wanted, a file without header may lack that column.
     """
     known = {*schema.columns, *schema.input_columns}
     has_header = not schema.columns or 2 * sum(name in known for name in first) >= len(first)
     names = first if has_header else list(schema.columns)
+    if not (labelled or has_header) and len(first) == len(names) - 1:
+        names.remove(schema.label)
     if len(names) != len(first):
         raise DataError(
             f"{file.path}: expected a header, or the {len(names)} columns that the schema's "
             f"`columns` lists, got {len(first)} fields in the first line. Mend `columns`, or add a "
             "header line."
         )
-    check_columns(names, schema)
+    _check_columns(file, names, schema, labelled)
     seen: set[str] = set()
     for place, name in enumerate(names):
         if name in seen:  # a column that the schema does not use
             names[place] = f"{name} ({place})"
         seen.add(names[place])
     return names, has_header
+
+
+def _check_columns(file: LogFile, names: list[str], schema: FeatureSchema, labelled: bool) -> None:
+    """As `check_columns`, naming the file."""
+    try:
+        check_columns(names, schema, labelled=labelled)
+    except DataError as error:
+        raise DataError(f"{file.path}: {error}") from None
 
 
 def _check_lines(file: LogFile, separator: str, quote: str | None, width: int) -> None:

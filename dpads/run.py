@@ -67,7 +67,7 @@ class Run:
         """Predicted probabilities, or expected counts (exposure included), in input order.
 
         Args:
-            data: a store of the run's schema.
+            data: a store of the run's schema; one prepared with labelled=False will do.
 
         Returns:
             float32[n], one per row of the log, in the log's order.
@@ -95,12 +95,13 @@ class Run:
             Every metric of the task by name.
 
         Raises:
-            StoreError: the store has another schema.
+            StoreError: the store has another schema, or no labels.
 
         Guarantees:
             - The ledger's entry is durable before the first row is read.
         """
         data.check_schema(self.model.schema)
+        data.check_labels()
         known = {self.record.test_fingerprint: "test", self.record.train_fingerprint: "train"}
         # Rows that this run did not hold out may be rows it was trained on: nothing tells them apart.
         note_evaluation(self.ledger, known.get(data.fingerprint, "train_and_test"))

@@ -24,6 +24,8 @@ def open_rows(
     schema: FeatureSchema,
     aside: Path,
     on_prepare: Callable[[int], None] | None = None,
+    *,
+    labelled: bool = True,
 ) -> ExampleStore:
     """Opens a store, or prepares logs into one.
 
@@ -32,6 +34,7 @@ def open_rows(
         schema: what the rows must have.
         aside: where a store of logs goes; one that is there already is used.
         on_prepare: called with the number of examples prepared so far.
+        labelled: whether logs must have the label column.
 
     Raises:
         StoreError: the store is damaged or has another schema.
@@ -42,7 +45,7 @@ def open_rows(
     elif aside.is_dir():
         store = ExampleStore.open(aside)
     else:
-        store = prepare(list(sources), schema, out=aside, progress=on_prepare)
+        store = prepare(list(sources), schema, out=aside, labelled=labelled, progress=on_prepare)
     store.check_schema(schema)
     return store
 
@@ -75,11 +78,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(sources: Sequence[str], schema: FeatureSchema) -> Iterator[ExampleStore]:
+def opened(
+    sources: Sequence[str], schema: FeatureSchema, *, labelled: bool = True
+) -> Iterator[ExampleStore]:
     """As `open_rows`; a store that had to be prepared is private and deleted afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="dpads-"))
     try:
-        yield open_rows(sources, schema, folder / "rows")
+        yield open_rows(sources, schema, folder / "rows", labelled=labelled)
     finally:
         shutil.rmtree(folder)
 

@@ -99,7 +99,7 @@ def train(
     Raises:
         ConfigError: a value is out of range, or `out` exists.
         BudgetError: the budget does not allow one iteration.
-        StoreError: `test` has another schema than `store`.
+        StoreError: `test` has another schema than `store`, or one of them has no labels.
 
     Guarantees:
         - The privacy loss is at most `privacy.epsilon`, and the statement says what it is.
@@ -178,7 +178,7 @@ def train_config(
             there is nothing to resume, or it began with another configuration.
         CheckpointError: what an interrupted run left is damaged.
         DataError: a log is not what the schema says.
-        StoreError: a store is damaged or has another schema than the configuration.
+        StoreError: a store is damaged, has no labels or has another schema than the configuration.
     """
     if config.training.reference and config.data.test is None:
         raise ConfigError(
@@ -260,12 +260,14 @@ def _open(
         _resolve(config, config.privacy, config.l2_clip_norm, None)
     rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
     rows.check_schema(schema)
+    rows.check_labels()
     if isinstance(config.data.test, float):
         rows, test = rows.split(config.data.test, seed=config.training.init_seed)
     elif test is None and config.data.test is not None:
         test = open_rows(config.data.test, schema, folder / "test", on_prepare)
     if test is not None:
         test.check_schema(schema)
+        test.check_labels()
     held_out = True
     if test is not None and not isinstance(config.data.test, float):
         held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))

@@ -56,6 +56,7 @@ def prepare(
     schema: FeatureSchema | str | Path,
     *,
     out: str | Path,
+    labelled: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> ExampleStore:
     """Encodes logs into a store.
@@ -64,6 +65,7 @@ def prepare(
         logs: a path or glob, or several: Parquet, Arrow, CSV or TSV, plain or .gz or .zst.
         schema: what the columns are, or a TOML file with a [schema] table.
         out: the folder to make; it must not exist.
+        labelled: False does without the label column: such a store is good for `Run.predict` alone.
         progress: called with the number of examples encoded so far.
 
     Returns:
@@ -89,13 +91,13 @@ def prepare(
     partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
     try:
         total = 0
-        arrow = _stored_schema(schema)
+        arrow = _stored_schema(schema, labelled)
         with RecordSink(partial / DATA, arrow) as records:
             sink: Sink = UserSink(records, partial, arrow) if schema.user else records
             for file in files:
-                for raw in read_batches(file, schema):
+                for raw in read_batches(file, schema, labelled=labelled):
                     try:
-                        encoded = encode(raw, schema)
+                        encoded = encode(raw, schema, labelled=labelled)
                     except DataError as error:
                         raise DataError(f"{file.path}: {error}") from None
                     sink.add(_numbered(encoded, total, arrow))
@@ -229,6 +231,18 @@ class ExampleStore:
                     f"{json.dumps(stored[name])} there and {json.dumps(wanted[name])} here. "
                     "Prepare the logs again, or use the store's schema."
                 )
+
+    def check_labels(self) -> None:
+        """Checks that the store has labels.
+
+        Raises:
+            StoreError: it was prepared without, so that every label in it is zero.
+        """
+        if not self._mapped.labelled:
+            raise StoreError(
+                f"{self.path}: the store was prepared without labels, for predictions alone. "
+                "Prepare logs with the label column."
+            )
 
     def shares_examples(self, other: ExampleStore) -> bool:
         """Whether an example of this store (or of the same store copied) is in the other one too."""
@@ -378,13 +392,16 @@ def _refuse_existing(target: Path) -> None:
         raise StoreError(f"{target} exists. Choose another folder, or remove it first.")
 
 
-def _stored_schema(schema: FeatureSchema) -> pa.Schema:
+def _stored_schema(schema: FeatureSchema, labelled: bool) -> pa.Schema:
     """The data file's Arrow schema with its metadata."""
     import pyarrow as pa
 
     from dpads import __version__
 
-    meta = {"format": FORMAT, "dpads_version": __version__, "schema": schema.to_dict()}
+    meta: dict[str, Any] = {"format": FORMAT, "dpads_version": __version__}
+    meta["schema"] = schema.to_dict()
+    if not labelled:
+        meta["labelled"] = False
     columns = encoded_schema(schema).append(pa.field("input_row", pa.int64(), nullable=False))
     return columns.with_metadata({METADATA_KEY: json.dumps(meta, sort_keys=True).encode()})
 

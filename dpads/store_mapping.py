@@ -89,6 +89,7 @@ class MappedStore:
     key: bytes
     fingerprint: str
     num_rows: int
+    labelled: bool
     columns: Mapping[str, StoredColumn]
     bags: Mapping[str, StoredBag]
 
@@ -126,11 +127,13 @@ def map_store(path: Path) -> MappedStore:
     if not hmac.compare_digest(fingerprint.encode(), str(meta.get("fingerprint")).encode()):
         raise damaged
     reader = pa.ipc.open_file(pa.BufferReader(whole))
-    schema = FeatureSchema.from_dict(json.loads(reader.schema.metadata[METADATA_KEY])["schema"])
+    facts = json.loads(reader.schema.metadata[METADATA_KEY])
+    schema = FeatureSchema.from_dict(facts["schema"])
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     columns, bags = _columns(schema, whole, batches)
     rows = sum(batch.num_rows for batch in batches)
-    return MappedStore(path, schema, key, fingerprint, rows, columns, bags)
+    labelled = bool(facts.get("labelled", True))
+    return MappedStore(path, schema, key, fingerprint, rows, labelled, columns, bags)
 
 
 def _columns(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv as csv
+import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 import typer
@@ -177,6 +179,46 @@ def test_json_on_every_command_that_prints_figures(copy: Path) -> None:
     assert read["plan"]["rows"][0]["noise_multiplier"] > 0
     assert read["train"]["metrics"] == json.loads((copy / "b" / "metrics.json").read_text())
     assert 0.4 < read["evaluate"]["auc"] < 1
+
+
+def test_predict_needs_no_label_and_does_not_look_at_one(copy: Path) -> None:
+    done("predict", copy / "run", copy / "test.parquet", "--out", copy / "a.parquet")
+    rows = parquet.read_table(copy / "test.parquet")
+    parquet.write_table(rows.drop_columns("click"), copy / "unlabelled.parquet")
+    done("predict", copy / "run", copy / "unlabelled.parquet", "--out", copy / "b.parquet")
+    one, two = (parquet.read_table(copy / f"{name}.parquet") for name in "ab")
+    assert one == two
+    result = dpads_command("evaluate", copy / "run", copy / "unlabelled.parquet")
+    assert result.exit_code == 2
+    assert '"click"' in result.stderr
+
+
+def test_a_column_that_one_log_lacks_is_told_with_the_log(copy: Path) -> None:
+    rows = parquet.read_table(copy / "test.parquet")
+    for name in ("second.parquet", "second.arrow", "second.csv"):
+        table = rows.drop_columns("device")
+        if name.endswith("csv"):
+            csv.write_csv(table.drop_columns("interests"), copy / name)
+        elif name.endswith("arrow"):
+            feather.write_feather(table, copy / name)
+        else:
+            parquet.write_table(table, copy / name)
+        result = dpads_command(
+            "prepare", copy / "train.parquet", copy / name, "--schema", copy / "config.toml",
+            "--out", copy / "s",
+        )  # fmt: skip
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert '"device"' in result.stderr
+
+
+def test_the_title_of_a_narrow_table_stays_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    title = "Test metrics (exact reads, not covered)"
+    cli_screen.print_metrics(title, {"this model": {"auc": 0.7756}})
+    assert title in capsys.readouterr().out.splitlines()[0]
 
 
 def test_evaluate_writes_where_it_is_told(copy: Path) -> None:

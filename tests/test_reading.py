@@ -268,6 +268,13 @@ def test_a_misspelled_header_names_the_nearest(tmp_path: Path) -> None:
         read(path, schema)
 
 
+@pytest.mark.parametrize("text", ["1.5,a,z\n2,b,z\n", "0,1.5,a,z\n1,2,b,z\n", "x,c\n1.5,a\n2,b\n"])
+def test_a_label_that_is_not_wanted_may_be_missing(tmp_path: Path, text: str) -> None:
+    (file,) = find_logs(write(tmp_path / "log.csv", text))
+    (batch,) = read_batches(file, HEADLESS, labelled=False)
+    assert batch.to_pydict() == {"x": [1.5, 2.0], "c": ["a", "b"]}
+
+
 def test_a_file_without_header_needs_as_many_fields_as_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "log.tsv", "0\t5\ta\n1\t\tb\n")
     with pytest.raises(DataError, match=r"4 columns.*got 3 fields in the first line"):

@@ -331,6 +331,31 @@ def test_rows_of_another_schema_are_refused(
     assert len(run.ledger.entries) == entries
 
 
+def test_a_store_without_labels_is_good_for_predictions_alone(
+    whole_run: Path,
+    train_store: ExampleStore,
+    test_store: ExampleStore,
+    log_folder: Path,
+    tmp_path: Path,
+) -> None:
+    store = dpads.prepare(
+        log_folder / "test.parquet", test_store.schema, out=tmp_path / "s", labelled=False
+    )
+    run = dpads.Run.load(whole_run)
+    np.testing.assert_array_equal(run.predict(store), run.predict(test_store))
+    entries = len(run.ledger.entries)
+    part, rest = dpads.ExampleStore.open(store.path).split(0.5, seed=1)
+    for use in (
+        lambda: run.evaluate(store),
+        lambda: run.evaluate(rest),
+        lambda: dpads.train(part, **SMALL),
+        lambda: dpads.train(train_store, **SMALL, test=store),
+    ):
+        with pytest.raises(StoreError, match="without labels"):
+            use()
+    assert len(run.ledger.entries) == entries
+
+
 def test_without_noise_nothing_is_claimed(train_store: ExampleStore) -> None:
     spec = dpads.PrivacySpec(noise_multiplier=0.0, dataset_size=3000)
     run = dpads.train(train_store, **{**SMALL, "privacy": spec}, l2_clip_norm=float("inf"))
