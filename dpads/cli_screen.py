@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dpads.run_training import RunProgress
 
 PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal
-STAGES: Final = {"reference": "reference (no noise)", "training": "training"}
+BAR_WIDTH: Final = 100  # columns of a terminal from which a bar has room beside the facts
 
 
 class Watcher(Protocol):
@@ -107,11 +107,14 @@ def watching() -> Iterator[Watcher]:
     if not screen.is_terminal:
         yield _PlainWatcher()
         return
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 
+    moving: ProgressColumn = SpinnerColumn(finished_text="✓")
+    if screen.width >= BAR_WIDTH:
+        moving = BarColumn(bar_width=None)
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        moving,
         TextColumn("{task.fields[facts]}"),
         console=screen,
         expand=True,
@@ -121,7 +124,7 @@ def watching() -> Iterator[Watcher]:
 
         def watch(at: RunProgress) -> None:
             if at.stage not in tasks:
-                tasks[at.stage] = bars.add_task(STAGES[at.stage], total=at.iterations, facts="")
+                tasks[at.stage] = bars.add_task(at.stage, total=at.iterations, facts="")
             bars.update(tasks[at.stage], completed=at.iteration, facts=_facts(at))
 
         yield watch
@@ -138,7 +141,7 @@ class _PlainWatcher:
         now = time.monotonic()
         due = at.stage != self._stage or now - self._last >= PLAIN_SECONDS
         if due or at.iteration == at.iterations:
-            say(f"{STAGES[at.stage]}: {_facts(at)}")
+            say(f"{at.stage}: {_facts(at)}")
             self._stage, self._last = at.stage, now
 
 
