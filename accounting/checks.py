@@ -174,7 +174,10 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "noise.floating_point": ((_CODE, "kernels/gaussian.py::fill_normals"),),
     "iterations.all_counted": (
         (_CODE, "accounting/ledger.py::Ledger"),
+        (_CODE, "dpads/training.py::Trainer"),
+        (_CODE, "dpads/training_identity.py::run_identity"),
         (_CODE, "dpads/checkpoint.py::CheckpointFolder"),
+        (_TEST, "tests/test_training.py::test_resuming_with_other_settings_is_refused_by_name"),
         (
             _TEST,
             "tests/test_training.py::test_a_resumed_run_ends_with_the_same_parameters_to_the_bit",

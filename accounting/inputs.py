@@ -26,7 +26,7 @@ class StatementInputs:
         schema: `FeatureSchema.to_dict()`.
         table_noise: "lazy" or "dense".
         executed: Iterations that ran.
-        replayed: Iterations that ran again, identical to the bit, after an interruption.
+        replayed: Iterations that ran again after an interruption.
         versions: Versions by package, "dpads" and "dp-accounting" among them.
         created_at: UTC, ISO 8601, ending in Z.
         noise_seed_used: Whether noise_seed was set; it voids the claim.

@@ -162,6 +162,25 @@ def test_the_generators_key_is_from_the_system_only_where_no_seed_was_given() ->
         assert (noise["seed_policy"] == "published_fixed") == seeded
 
 
+def test_replays_are_said_to_be_bound_and_tested_not_compared() -> None:
+    statement = make_statement(run_inputs(replayed=3))
+    check = _check(statement, "iterations.all_counted")
+    assert check["basis"] == "enforced_by_code"
+    assert (
+        "not resumed unless everything that changes its numbers is the same"
+        in (check["assumption"])
+    )
+    assert "is tested, not compared in each run" in check["assumption"]
+    refs = [e["ref"] for e in check["evidence"]]
+    assert "dpads/training_identity.py::run_identity" in refs
+    assert (
+        "tests/test_training.py::test_a_resumed_run_ends_with_the_same_parameters_to_the_bit"
+        in refs
+    )
+    assert any("3 replayed after an interruption" in ref for ref in refs)
+    assert "replayed to the bit" not in statement.to_markdown()
+
+
 def test_the_float32_gaussian_is_always_named() -> None:
     for name in RUNS:
         statement = statement_of(name)
