@@ -126,7 +126,9 @@ def _noise(inputs: StatementInputs) -> list[Check]:
             effect_if_false="theoretical",
             load_bearing=False,
             note="The noise is a float32 Gaussian (Mironov 2012; Jin et al. 2022, arXiv 2112.05307)."
-            " The guarantee is the real-number mechanism's.",
+            " Noisy gradients of the tower and released rows of tables are rounded to a public grid"
+            " of about 2^-10 of the noise's stddev, which hides the low bits that betray which rows"
+            " were touched. The guarantee is still the real-number mechanism's.",
         ),
         Check(
             id="normaliser.public_constant",
@@ -271,8 +273,8 @@ def _accounting(inputs: StatementInputs) -> list[Check]:
     return [
         Check(
             id="accountant.upper_bound",
-            assumption="Every epsilon is an upper bound: numerical error is added, the smaller of two "
-            "bounds is taken, and it is rounded up.",
+            assumption="Every epsilon is an upper bound: a margin for numerical error is added, the "
+            "smaller of two bounds is taken, and it is rounded up.",
             basis=Basis.ENFORCED,
             result=Result.HOLDS if bounded else Result.VIOLATED,
             note=None if bounded else "Nothing bounds the privacy loss of what is on the ledger.",

@@ -134,6 +134,10 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "clipping.rounding": (
         (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),
         (_TEST, "tests/test_clipping.py::test_rows_that_nearly_cancel_stay_within_the_sensitivity"),
+        (
+            _TEST,
+            "tests/test_clipping.py::test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity",
+        ),
         (_TEST, "tests/accounting/test_events.py::test_dp_sgd_event_has_the_sensitivity_slack"),
     ),
     "clipping.non_finite": (
@@ -171,7 +175,11 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "kernels/keys.py::fresh_master_key"),
         (_TEST, "tests/test_random.py::test_rfc8439_block_function_section_2_3_2"),
     ),
-    "noise.floating_point": ((_CODE, "kernels/gaussian.py::fill_normals"),),
+    "noise.floating_point": (
+        (_CODE, "kernels/gaussian.py::fill_normals"),
+        (_CODE, "dpads/noise.py::to_public_grid"),
+        (_TEST, "tests/test_training.py::test_what_leaves_stands_on_a_public_grid"),
+    ),
     "iterations.all_counted": (
         (_CODE, "accounting/ledger.py::Ledger"),
         (_CODE, "dpads/training.py::Trainer"),

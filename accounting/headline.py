@@ -24,7 +24,13 @@ TIER_WORDS: Mapping[str, str] = {
 _ALWAYS = (
     (
         "The noise is a float32 Gaussian; the guarantee is that of real numbers. Attacks on the bits "
-        "of floats are known in theory (Mironov 2012; Jin et al. 2022, arXiv 2112.05307)."
+        "of floats are known in theory (Mironov 2012; Jin et al. 2022, arXiv 2112.05307). What leaves "
+        "is rounded to a public grid of about 2^-10 of the noise's stddev, which hides the lowest "
+        "bits and is no proof."
+    ),
+    (
+        "The margin that the accountant adds for numerical error is measured (twice the largest error "
+        "that was seen), not proved."
     ),
     "Noise and coins are pseudorandom: against whoever breaks ChaCha20 nothing is claimed.",
     (
@@ -118,6 +124,12 @@ def limitations_of(inputs: StatementInputs) -> list[str]:
         "A fact that stands in several rows (a conversion that labels several clicks, an advertiser, "
         "a page) is not protected as a whole."
     )
+    if str(inputs.relation) == "zero_out":
+        items.append(
+            "Zero-out applies to the training rows, after test rows were split off where a run does "
+            "so. The split goes by a row's content (by its user's identifier where there is one): "
+            "a row emptied before the split could have come to the other side."
+        )
     if inputs.entries("evaluation"):
         items.append(
             "Exact metrics are functions of the rows they were computed on, which have no guarantee "

@@ -187,6 +187,23 @@ def test_the_float32_gaussian_is_always_named() -> None:
         check = _check(statement, "noise.floating_point")
         assert (check["result"], check["effect_if_false"]) == ("violated", "theoretical")
         assert any("float32 Gaussian" in limit for limit in statement.data["limitations"])
+        assert "rounded to a public grid of about 2^-10 of the noise's stddev" in check["note"]
+        assert "dpads/noise.py::to_public_grid" in {e["ref"] for e in check["evidence"]}
+
+
+def test_limits_of_zero_out_and_of_the_accountants_margin_are_named() -> None:
+    for name in RUNS:
+        data = statement_of(name).data
+        limits = " ".join(data["limitations"])
+        assert "numerical error is measured" in limits
+        zero_out = data["definition"]["adjacency"]["relation"] == "zero_out"
+        assert ("Zero-out applies to the training rows, after" in limits) == zero_out
+
+
+def test_rounding_is_shown_on_neighbouring_batches() -> None:
+    check = _check(statement_of("public size"), "clipping.rounding")
+    refs = " ".join(e["ref"] for e in check["evidence"])
+    assert "::test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most" in refs
 
 
 def test_the_profile_falls_with_delta_and_holds_the_chosen_delta() -> None:
