@@ -91,6 +91,7 @@ class Trainer:
             raise ConfigError(
                 f'unit = "{plan.privacy.unit}" cannot be trained yet. Use unit = "example".'
             )
+        store.check_labels()
         set_threads(performance.threads)
         self._store = store
         self._plan = plan

@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dpads
 from dpads.models.base import Description
 from dpads.plan import Plan
@@ -27,6 +25,8 @@ def run_identity(
     performance: Performance,
 ) -> dict[str, Any]:
     """Everything that changes the numbers of a run: run keys are bound to it."""
+    import torch
+
     return {
         "plan": json.loads(plan.to_json()),
         "settings": settings.to_dict(),
