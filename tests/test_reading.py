@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ def test_a_changed_byte_is_refused_or_harmless_but_never_a_crash(
         except DataError:
             refused += 1
     assert refused > 0
+
+
+def test_arrow_offsets_that_point_outside_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"y": [0, 1, 0], "x": [1.0] * 3, "c": ["abcd"] * 3, "d": ["e"] * 3})
+    path = tmp_path / "log.arrow"
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    good, bad = struct.pack("<4i", 0, 4, 8, 12), struct.pack("<4i", 0, 4, 2**24, 12)
+    data = path.read_bytes()
+    assert data.count(good) == 1
+    path.write_bytes(data.replace(good, bad))
+    with pytest.raises(DataError, match=r"log\.arrow.*damaged"):
+        read(path)
 
 
 RAGGED = {

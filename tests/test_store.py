@@ -76,6 +76,19 @@ def test_record_batches_hold_exactly_65536_rows_and_any_reader_opens_them(
     assert store.input_rows.tolist() == list(range(140_000))
 
 
+def test_record_batches_are_whole_whatever_the_batches_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpads.reading.BATCH_ROWS", 30_001)
+    frame = log(70_000)
+    store = make(frame, FULL, tmp_path)
+    with pa.ipc.open_file(store.path / "data.arrow") as reader:
+        sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+    assert sizes == [65_536, 70_000 - 65_536]
+    rows = [0, 30_000, 30_001, 60_002, 65_535, 65_536, 69_999]
+    assert rows_of(store.read(rows)) == expected(frame[rows], FULL)
+
+
 def test_reads_are_views_of_the_mapped_file(big: tuple[pl.DataFrame, ExampleStore]) -> None:
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     assert str((big[1].path / "data.arrow").resolve()) in maps

@@ -66,11 +66,27 @@ def test_keys_depend_on_every_column(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(keys[~touched], other[~touched])
 
 
-def test_order_inside_a_bag_counts(tmp_path: Path) -> None:
-    schema = FeatureSchema(task="ctr", label="y", bags=["b"])
-    frame = pl.DataFrame({"y": [0, 0], "b": [["p", "q"], ["q", "p"]]})
-    keys = make(frame, schema, tmp_path).content_keys(0)
+def test_order_inside_a_bag_counts() -> None:
+    # Not by way of a store, whose ordinals tell even identical rows apart.
+    bag = ([4, 5, 5, 4, 4, 5], [0, 2, 4, 6], None)
+    batch = SparseBatch.from_arrays(ids={"b": bag}, labels=[0, 0, 0])
+    keys = content_keys(batch, None, 0)
     assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_identical_examples_are_told_apart_within_their_user_alone(tmp_path: Path) -> None:
+    schema = FeatureSchema(task="ctr", label="y", categorical=["c"], user="uid")
+    one = pl.DataFrame({"y": [0] * 3, "c": ["same"] * 3, "uid": ["ann"] * 3})
+    alone = make(one, schema, tmp_path, "alone").content_keys(0)
+    assert len(set(alone.tolist())) == 3
+    others = [one.with_columns(uid=pl.lit(f"user {i}")) for i in range(20)]
+    frame = pl.concat([*others[:10], one, *others[10:]])
+    store = make(frame, schema, tmp_path, "many")
+    keys = store.content_keys(0)
+    assert len(set(keys.tolist())) == 63
+    anns = (frame["uid"] == "ann").to_numpy()[store.input_rows]
+    assert set(keys[anns].tolist()) == set(alone.tolist())
 
 
 def test_keys_are_uniform_and_seeded(big: tuple[pl.DataFrame, ExampleStore]) -> None:
