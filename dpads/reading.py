@@ -1,7 +1,8 @@
 """From log files to record batches, in bounded memory.
 
-Parquet and delimited files go through polars' streaming engine, Arrow files and streams through
-pyarrow; every file is read by itself, so that files may order their columns differently.
+Delimited files go through polars' streaming engine. Parquet and Arrow go through pyarrow, which
+answers damage with an error: polars 2.1 panics, prints what it decoded, or aborts the process.
+Every file is read by itself, so that files may order their columns differently.
 
 Delimited files are read as text: ids keep their exact text, numbers are parsed strictly. Lines are
 counted field by field first, because polars fills short lines with nulls. `.csv` is comma-separated
@@ -33,6 +34,7 @@ Logs: TypeAlias = str | Path | Sequence[str | Path]
 
 BATCH_ROWS = 65_536
 CHUNK_BYTES = 1 << 22
+BUFFER_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 24
 
 _Kind: TypeAlias = Literal["parquet", "arrow", "delimited"]
@@ -189,16 +191,19 @@ def _open(file: LogFile) -> Iterator[IO[bytes]]:
 def _read_parquet(
     file: LogFile, path: Path, schema: FeatureSchema, labelled: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of a Parquet file, by polars' streaming engine."""
-    import polars as pl
+    """Batches of a Parquet file, page by page, checksums verified where the file has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
 
     try:
-        frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        names = frame.collect_schema().names()
-        _check_columns(file, names, schema, labelled)
-        for part in _stream(frame.select(input_columns(schema, labelled=labelled))):
-            yield from _slices(part.to_arrow().to_batches())
-    except (pl.exceptions.PolarsError, OSError):
+        with parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True
+        ) as source:
+            _check_columns(file, source.schema_arrow.names, schema, labelled)
+            names = input_columns(schema, labelled=labelled)
+            batches = source.iter_batches(BATCH_ROWS, columns=names, use_threads=False)
+            yield from _validated(batches, names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         raise _damaged(file, "a Parquet file") from None
 
 
@@ -219,11 +224,8 @@ def _read_arrow(
                 if is_file
                 else reader
             )
-            for batch in _slices(batches):
-                part = batch.select(input_columns(schema, labelled=labelled))
-                part.validate(full=True)
-                yield part
-    except (pa.ArrowException, OSError):
+            yield from _validated(batches, input_columns(schema, labelled=labelled))
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         raise _damaged(file, "an Arrow file or stream") from None
 
 
@@ -262,6 +264,14 @@ def _read_delimited(
 def _stream(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """The frame's batches in order, by polars' streaming engine."""
     yield from frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+
+
+def _validated(batches: Any, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """The named columns, cut to size, after a look at every offset and every text."""
+    for batch in _slices(batches):
+        part = batch.select(names)
+        part.validate(full=True)
+        yield part
 
 
 def _slices(batches: Any) -> Iterator[pa.RecordBatch]:
