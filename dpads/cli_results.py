@@ -48,7 +48,10 @@ def evaluate(
         print_json(values)
     elif out is None:
         print_metrics("Metrics", {"model": values})
-    say("These metrics are exact reads of the rows: the run's statement now says so.")
+    say(
+        "These metrics are exact reads of rows that may be training rows: the run's statement now says so, "
+        "and its claim rests on their staying inside."
+    )
 
 
 def predict(

@@ -215,9 +215,12 @@ def _numbers(column: pa.Array, name: str, role: str) -> NDArray[np.float64]:
         or kinds.is_boolean(kind)
         or kinds.is_null(kind)
     ):
+        remedy = {
+            "features": "Cast the column, mend the cells that are no numbers, or declare it categorical.",
+            "labels": "Write clicks and conversions as 0 and 1, and counts as whole numbers.",
+        }.get(role, "Cast the column, and mend the cells that are no numbers.")
         raise DataError(
-            f'Column "{name}": expected numbers as {role}, got {_kind_name(kind)}. '
-            "Cast the column to a number, or declare it categorical."
+            f'Column "{name}": expected numbers as {role}, got {_kind_name(kind)}. {remedy}'
         )
     if kinds.is_boolean(kind):
         column = pc.cast(column, pa.int8())

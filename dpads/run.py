@@ -75,6 +75,7 @@ class Run:
         Raises:
             StoreError: the store has another schema.
         """
+        expect_store("data", data)
         data.check_schema(self.model.schema)
         predictions, _, _ = read_predictions(self.model, data)
         # A split's input rows have gaps: what counts is their order.
@@ -100,6 +101,7 @@ class Run:
         Guarantees:
             - The ledger's entry is durable before the first row is read.
         """
+        expect_store("data", data)
         data.check_schema(self.model.schema)
         data.check_labels()
         known = {self.record.test_fingerprint: "test", self.record.train_fingerprint: "train"}
@@ -194,6 +196,19 @@ class Run:
         )
         run._statement = files.load_statement(folder)
         return run
+
+
+def expect_store(name: str, value: object) -> None:
+    """Refuses a path where a store is expected.
+
+    Raises:
+        ConfigError: the value is no `ExampleStore`.
+    """
+    if not isinstance(value, ExampleStore):
+        raise ConfigError(
+            f"Expected {name} to be an ExampleStore, got {type(value).__name__}. "
+            "dpads.prepare(logs, schema, out=...) makes one, dpads.ExampleStore.open(path) opens one."
+        )
 
 
 _WORDS = {

@@ -22,7 +22,7 @@ from dpads.models.base import Description, Model
 from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.record import RunRecord
-from dpads.run import Run, note_evaluation
+from dpads.run import Run, expect_store, note_evaluation
 from dpads.run_data import may_share_rows, open_rows
 from dpads.store import ExampleStore
 from dpads.training import Performance, Progress, Trainer, TrainingSettings
@@ -106,6 +106,14 @@ def train(
         - Every access to private rows is on the ledger before it happens.
         - `out` appears whole or not at all.
     """
+    if not isinstance(model, Description):
+        raise ConfigError(
+            f"Expected a model such as dpads.models.Logistic(), got {type(model).__name__}. "
+            'dpads.models.describe({"name": "logistic"}) reads what a [model] table says.'
+        )
+    expect_store("store", store)
+    if test is not None and not isinstance(test, float):
+        expect_store("test", test)
     if not isinstance(reference, ReferenceConfig):
         wanted, own = (
             reference,

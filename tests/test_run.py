@@ -442,3 +442,14 @@ def test_runs_show_no_figures_of_private_rows(whole_run: Path) -> None:
     run = dpads.Run.load(whole_run)
     assert repr(run) == f"Run(Logistic(), path='{whole_run}')"
     assert "3000" not in repr(run)
+
+
+def test_paths_and_names_are_refused_where_stores_and_models_are_expected() -> None:
+    with pytest.raises(ConfigError, match=r"such as dpads.models.Logistic\(\), got str"):
+        dpads.train(None, model="logistic", privacy=dpads.PrivacySpec(epsilon=1.0))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="store to be an ExampleStore, got str"):
+        dpads.train(
+            "log.csv",  # type: ignore[arg-type]
+            model=dpads.models.Logistic(),
+            privacy=dpads.PrivacySpec(epsilon=1.0),
+        )
