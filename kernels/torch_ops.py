@@ -34,8 +34,9 @@ def clipped_outer_sum(
     whole = left.shape[0] - left.shape[0] % SPAN
     for start in range(0, whole, SPAN * GROUP):
         end = min(start + SPAN * GROUP, whole)
-        spans = left[start:end].reshape(-1, SPAN, left.shape[1]).transpose(1, 2)
-        products = torch.bmm(spans, right[start:end].reshape(-1, SPAN, right.shape[1]))
+        count = (end - start) // SPAN
+        spans = left[start:end].reshape(count, SPAN, left.shape[1]).transpose(1, 2)
+        products = torch.bmm(spans, right[start:end].reshape(count, SPAN, right.shape[1]))
         total += products.sum(dim=0, dtype=torch.float64)
     if whole < left.shape[0]:
         total += left[whole:].T @ right[whole:]

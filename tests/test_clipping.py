@@ -255,6 +255,25 @@ def test_a_clip_norm_that_is_not_positive_is_refused(clip: Any) -> None:
         dpads.clipped_gradients(model, batch, l2_clip_norm=clip)
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 511, 512, 513, 700])
+@pytest.mark.parametrize("numeric", [0, 3])
+def test_batches_of_any_size_with_and_without_numbers(size: int, numeric: int) -> None:
+    # products are made over spans of 64 examples, eight at a time: every remainder, and no columns at all
+    names = [f"n{k}" for k in range(numeric)]
+    schema = dpads.FeatureSchema(task="ctr", label="y", numeric=names, categorical=["a"], buckets=5)
+    rng = np.random.default_rng(size)
+    for description in MODELS:
+        model = perturb(description.init(schema), 1)
+        batch = dpads.SparseBatch.from_arrays(
+            ids={"a": rng.integers(0, 5, size)},
+            dense=rng.normal(size=(size, numeric)),
+            labels=rng.integers(0, 2, size),
+        )
+        out = as_dense(model, dpads.clipped_gradients(model, batch, l2_clip_norm=0.5))
+        for name, expected in clipped(model, batch, 0.5)[1].items():
+            np.testing.assert_allclose(out[name], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_ids_beyond_the_table_and_missing_fields_are_refused() -> None:
     schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
     model = dpads.models.Logistic().init(schema)
