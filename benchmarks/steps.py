@@ -1,0 +1,241 @@
+"""Milliseconds per training step: dpads with and without privacy beside PyTorch with sparse gradients.
+
+    python benchmarks/steps.py                      # the whole grid: about 20 minutes on 2 cores, 14 GB
+    python benchmarks/steps.py --rows 1e6 --batch 4096 --tower small
+
+writes steps.md and steps.json beside this file. 26 fields, embedding width 16, 13 numbers, Zipf(1.1) ids,
+SGD on tables and Adam on the tower, float32, libraries at their defaults. The variants of a cell take
+turns on the same batches, no batch is used twice, and ratios are paired: the median over the turns. A step of
+dpads includes the Poisson draw; drawing up the made-up batch is outside every clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+HERE: Final = Path(__file__).parent
+FIELDS, NUMBERS, DIM, ZIPF = 26, 13, 16, 1.1
+TOWERS: Final = {"small": (128, 64), "ads": (598, 598, 598, 598)}
+ROWS: Final = (100_000, 1_000_000, 10_000_000, 100_000_000)
+BATCHES: Final = (1024, 4096, 16384)
+EXAMPLES: Final = 37_000_000  # a public size that gives realistic sampling probabilities
+
+
+HEADER: Final = (
+    "| tower | rows | batch | private | without noise | PyTorch sparse | private / PyTorch "
+    "| private / without noise | private, examples a second |"
+)
+
+
+def batches(rows: int, size: int, seed: int) -> Iterator[Any]:
+    """Batches that never repeat, as dpads reads them from a store."""
+    import dpads
+
+    per_table = rows // FIELDS
+    names = tuple(f"c{i}" for i in range(FIELDS))
+    rng = np.random.default_rng(seed)
+    while True:
+        ids = np.minimum(rng.zipf(ZIPF, (size, FIELDS)) - 1, per_table - 1).astype(np.int32)
+        dense = rng.standard_normal((size, NUMBERS), np.float32)
+        labels = (rng.random(size) < 0.03).astype(np.float32)
+        yield dpads.SparseBatch(names, ids, {}, dense, labels)
+
+
+class Feed:
+    """Stands in for a store: hands out the batch of the turn."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema, self.num_examples, self.fingerprint = schema, EXAMPLES, "made up"
+        self.batch: Any = None
+
+    def check_labels(self) -> None:
+        """Made-up batches have labels."""
+
+    def read(self, _rows: Any) -> Any:
+        return self.batch
+
+
+def dpads_step(rows: int, size: int, tower: str, noise: float, turns: int) -> Callable[[Any], None]:
+    """One iteration of `Trainer`, private or not."""
+    import dpads
+    from dpads.accounting.ledger import Ledger
+    from dpads.plan import PrivacySpec, resolve
+    from dpads.training import Performance, Trainer, TrainingSettings
+
+    schema = dpads.FeatureSchema(
+        task="ctr",
+        label="y",
+        numeric=[f"n{i}" for i in range(NUMBERS)],
+        categorical=[f"c{i}" for i in range(FIELDS)],
+        buckets=rows // FIELDS,
+    )
+    spec = PrivacySpec(
+        noise_multiplier=noise, delta=1e-8, sampling_prob=size / EXAMPLES, iterations=turns
+    )
+    plan = resolve(
+        spec, expected_batch_size=size, epochs=None, l2_clip_norm=1.0 if noise else math.inf
+    )
+    feed = Feed(schema)
+    model = dpads.models.Mlp(embedding_dim=DIM, hidden=TOWERS[tower])
+    trainer = Trainer(feed, model, plan, TrainingSettings(), Performance(), Ledger())  # type: ignore[arg-type]
+
+    def step(batch: Any) -> None:
+        feed.batch = batch
+        trainer.step()
+
+    return step
+
+
+def torch_step(rows: int, size: int, tower: str) -> Callable[[Any], None]:
+    """The same model in PyTorch: sparse gradients on one table, SGD there and Adam on the tower."""
+    import torch
+    from torch import nn
+
+    per_table = rows // FIELDS
+    table = nn.Embedding(per_table * FIELDS, DIM, sparse=True)
+    bases = torch.arange(FIELDS) * per_table
+    widths = [FIELDS * DIM + NUMBERS, *TOWERS[tower]]
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+    optimizers = [
+        torch.optim.SGD(table.parameters(), lr=0.5),
+        torch.optim.Adam(network.parameters(), lr=1e-3),
+    ]
+    loss_of = nn.BCEWithLogitsLoss()
+
+    def step(batch: Any) -> None:
+        ids = torch.from_numpy(batch.scalar_ids).long() + bases
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        features = torch.cat([table(ids).reshape(size, -1), torch.from_numpy(batch.dense)], 1)
+        loss_of(network(features).squeeze(1), torch.from_numpy(batch.labels)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def measure(rows: int, size: int, tower: str, turns: int) -> dict[str, Any]:
+    """One cell of the grid, in this process."""
+    warm = 5
+    variants = {
+        "private": dpads_step(rows, size, tower, 0.8, turns + warm),
+        "non-private": dpads_step(rows, size, tower, 0.0, turns + warm),
+        "PyTorch": torch_step(rows, size, tower),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    feed = batches(rows, size, seed=0)
+    for turn in range(turns + warm):
+        order = list(variants) if turn % 2 else list(variants)[::-1]
+        batch = next(feed)
+        for name in order:
+            begin = time.perf_counter()
+            variants[name](batch)
+            if turn >= warm:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+
+    def ratio(first: str, second: str) -> float:
+        pairs = zip(times[first], times[second], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    return {
+        "rows": rows,
+        "batch": size,
+        "tower": tower,
+        "median_ms": {name: statistics.median(values) for name, values in times.items()},
+        "minimum_ms": {name: min(values) for name, values in times.items()},
+        "private_over_pytorch": ratio("private", "PyTorch"),
+        "private_over_non_private": ratio("private", "non-private"),
+        "peak_gb_of_all_three": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def table_of(cells: list[dict[str, Any]], machine: str) -> str:
+    """The grid as Markdown."""
+    lines = [
+        "# Milliseconds per training step",
+        "",
+        f"`python benchmarks/steps.py`; {machine}. Medians of interleaved steps, ratios of pairs.",
+        "",
+        HEADER,
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        ms = cell["median_ms"]
+        lines.append(
+            f"| {cell['tower']} | {cell['rows']:.0e} | {cell['batch']:,} | {ms['private']:.1f} "
+            f"| {ms['non-private']:.1f} | {ms['PyTorch']:.1f} | {cell['private_over_pytorch']:.2f} "
+            f"| {cell['private_over_non_private']:.2f} | {1e3 * cell['batch'] / ms['private']:,.0f} |"
+        )
+    lines.append("")
+    for tower in dict.fromkeys(cell["tower"] for cell in cells):
+        ratios = [c["private_over_pytorch"] for c in cells if c["tower"] == tower]
+        mean = statistics.geometric_mean(ratios)
+        lines.append(
+            f"Tower {tower}: private / PyTorch is {mean:.2f} in the geometric mean over {len(ratios)} cells, "
+            f"from {min(ratios):.2f} to {max(ratios):.2f}."
+        )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures the grid, each cell in a process of its own, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=float, nargs="*", default=list(ROWS))
+    parser.add_argument("--batch", type=int, nargs="*", default=list(BATCHES))
+    parser.add_argument("--tower", nargs="*", default=list(TOWERS), choices=list(TOWERS))
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--cell", action="store_true", help="measure one cell here and print it")
+    arguments = parser.parse_args()
+    if arguments.cell:
+        rows, size, tower = int(arguments.rows[0]), arguments.batch[0], arguments.tower[0]
+        print(json.dumps(measure(rows, size, tower, arguments.turns)))
+        return
+    cells = []
+    for tower in arguments.tower:
+        for rows in arguments.rows:
+            for size in arguments.batch:
+                heavy = tower == "ads" and size > 4096
+                turns = max(7, arguments.turns // 3) if heavy else arguments.turns
+                command = [sys.executable, __file__, "--cell", "--rows", str(rows)]
+                command += ["--batch", str(size), "--tower", tower, "--turns", str(turns)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                cells.append(json.loads(done.stdout))
+                print(json.dumps(cells[-1]), flush=True)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "numpy"))
+    machine = (
+        f"{platform.machine()}, {len_cores()} cores, Python {platform.python_version()}, {packages}"
+    )
+    (HERE / "steps.json").write_text(
+        json.dumps({"machine": machine, "cells": cells}, indent=1) + "\n"
+    )
+    (HERE / "steps.md").write_text(table_of(cells, machine))
+
+
+def len_cores() -> int:
+    """Cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    main()
