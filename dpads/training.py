@@ -356,7 +356,8 @@ def set_threads(threads: int | None) -> None:
     import numba
     import torch
 
-    number = threads or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    number = threads or min(cores, int(os.environ.get("NUMBA_NUM_THREADS", cores)))
     try:
         numba.set_num_threads(number)
     except ValueError:
