@@ -12,9 +12,11 @@ from brute_force import ROWS, batches, schema_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpads.errors import SchemaError
 from dpads.kernels import clip, lookup, reference
 from dpads.kernels.merge import merge_runs
 from dpads.models import Mlp
+from dpads.schema import FeatureSchema
 
 
 def _places(data: Any, dim: int) -> tuple[Any, Any, Any]:
@@ -144,3 +146,10 @@ def test_sums_do_not_depend_on_threads_to_the_bit() -> None:
     numba.set_num_threads(threads)
     assert np.array_equal(results[0][0], results[1][0])
     assert np.array_equal(results[0][1], results[1][1])
+
+
+def test_a_group_beyond_32_bit_row_addresses_is_refused() -> None:
+    columns = ["a", "b", "c"]
+    schema = FeatureSchema(task="ctr", label="y", categorical=columns, buckets=2**31 - 1)
+    with pytest.raises(SchemaError, match="fewer buckets"):
+        Mlp(embedding_dim=4, hidden=(2,)).layout(schema)
