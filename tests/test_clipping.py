@@ -284,3 +284,14 @@ def test_ids_beyond_the_table_and_missing_fields_are_refused() -> None:
         dpads.clipped_gradients(
             model, dpads.SparseBatch.from_arrays(ids={"b": [1]}, labels=[0]), l2_clip_norm=1.0
         )
+
+
+def test_two_scalar_fields_of_one_table_are_merged_before_squaring() -> None:
+    columns = ["a", "b"]
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", categorical=columns, tables={"t": columns}, buckets=5
+    )
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"a": [3, 3], "b": [3, 4]}, labels=[0, 0])
+    out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
+    np.testing.assert_allclose(out.norms, [np.sqrt(1.0 + 0.25), np.sqrt(0.25 * 3)])

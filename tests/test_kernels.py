@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import mpmath
 import numba
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dpads.errors import SchemaError
 from dpads.kernels import clip, lookup, reference
 from dpads.kernels.merge import merge_runs
 from dpads.models import Mlp
+from dpads.schedules import learning_rates
 from dpads.schema import FeatureSchema
 
 
@@ -153,3 +155,12 @@ def test_a_group_beyond_32_bit_row_addresses_is_refused() -> None:
     schema = FeatureSchema(task="ctr", label="y", categorical=columns, buckets=2**31 - 1)
     with pytest.raises(SchemaError, match="fewer buckets"):
         Mlp(embedding_dim=4, hidden=(2,)).layout(schema)
+
+
+def test_the_cosine_schedule_keeps_its_digits_at_the_end() -> None:
+    steps = 1_000_000
+    rates = learning_rates("cosine", 0.5, steps)
+    with mpmath.workdps(40):
+        for t in (0, steps // 2, steps - 60, steps - 2, steps - 1):
+            exact = mpmath.cos(mpmath.pi * t / (2 * steps)) ** 2 / 2
+            assert float(rates[t] / exact) == pytest.approx(1.0, abs=1e-12)
