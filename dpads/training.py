@@ -336,7 +336,7 @@ class Trainer:
         private = self._plan.mechanism.noise_multiplier > 0
         self._ledger.append(
             kind="training_finished",
-            description=f"{self.executed} iterations ran, {self.replayed} were replayed to the bit",
+            description=f"{self.executed} iterations ran, {self.replayed} ran again after a crash",
             rows="train",
             treatment="covered_by_accounting" if private else "not_covered",
             details={"executed": self.executed, "replayed": self.replayed},

@@ -173,7 +173,7 @@ def clip_factors(
     l2_clip_norm: float,
     norms: NDArray[np.float64],
     factors: NDArray[np.float32],
-) -> int:
+) -> None:
     """Factors min(1, C / norm), a margin for rounding taken off.
 
     They are 0 for units that are not finite, or so large that the factor would not be a normal float32.
@@ -184,16 +184,11 @@ def clip_factors(
         l2_clip_norm: C, positive; infinity leaves every gradient as it is.
         norms: float64[U], written: the norms, infinity where not finite.
         factors: float32[U], written.
-
-    Returns:
-        The number of units that are not finite.
     """
-    bad = 0
     for u in range(len(squares)):
         if not np.isfinite(squares[u]):
             norms[u] = np.inf
             factors[u] = 0.0
-            bad += 1
             continue
         norms[u] = np.sqrt(squares[u])
         if l2_clip_norm == np.inf:
@@ -205,7 +200,6 @@ def clip_factors(
         factors[u] = (
             np.float32(ratio * FACTOR_MARGIN) if ratio >= SMALLEST_FACTOR else np.float32(0.0)
         )
-    return bad
 
 
 @njit(cache=True, parallel=True, nogil=True)
