@@ -40,6 +40,29 @@ class BagIds:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What the losses of some examples need beside the logits.
+
+    Attributes:
+        labels: float32[n].
+        weights: float32[n], factors inside the loss, or None.
+        exposure: float32[n], or None.
+    """
+
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+    exposure: NDArray[np.float32] | None
+
+    def part(self, first: int, last: int) -> Targets:
+        """Those of examples first:last, without a copy."""
+        return Targets(
+            self.labels[first:last],
+            None if self.weights is None else self.weights[first:last],
+            None if self.exposure is None else self.exposure[first:last],
+        )
+
+
+@dataclass(frozen=True)
 class SparseBatch:
     """Examples of one batch, possibly none.
 
@@ -73,6 +96,11 @@ class SparseBatch:
     def num_units(self) -> int:
         """Number of privacy units, U."""
         return self.num_examples if self.unit_offsets is None else len(self.unit_offsets) - 1
+
+    @property
+    def targets(self) -> Targets:
+        """What the losses need beside the logits."""
+        return Targets(self.labels, self.weights, self.exposure)
 
     @classmethod
     def from_arrays(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,40 @@ from dpads._validate import nearest
 from dpads.batch import SparseBatch
 from dpads.errors import ConfigError
 from dpads.kernels import clip
-from dpads.kernels.lookup import Places
+from dpads.kernels.lookup import Places, pool, start_features
 from dpads.kernels.merge import Runs, merge_runs
-from dpads.models.base import ExampleGradients, Model
+from dpads.kernels.workers import get_workers, over
+from dpads.models.base import LinearFactors, Model
+from dpads.models.layout import TableGroup
+
+# Examples that a thread takes at a time: their features and activations stay in its second-level cache.
+CHUNK = 512
+CHUNK_STEP = 64
+SUMMED_AT_A_TIME = 1 << 16
+_NO_BIAS = np.empty(0)
 
 
 @dataclass(frozen=True)
 class RowSums:
-    """Sums of clipped gradients of one group's touched rows.
+    """Sums of clipped gradients of one group's touched rows, computed where and when they are applied.
 
     Attributes:
         rows: int64[k], distinct, rising, rows of the group's array.
-        values: float64[k, dim].
+        part: part(first, last) gives the sums of rows[first:last], float64[last - first, dim].
     """
 
     rows: NDArray[np.int64]
-    values: NDArray[np.float64]
+    part: Callable[[int, int], NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64], values: NDArray[np.float64]) -> RowSums:
+        """Sums that are known already, float64[k, dim]."""
+        return cls(rows, lambda first, last: values[first:last])
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """All sums, float64[k, dim]."""
+        return self.part(0, len(self.rows))
 
 
 @dataclass(frozen=True)
@@ -74,25 +93,45 @@ class Reads:
     runs: Runs
 
 
-def batch_reads(model: Model, batch: SparseBatch) -> dict[str, Reads]:
-    """For every group of tables, where the batch reads it."""
-    reads = {}
-    for group in model.layout.groups:
-        places = group.places(batch)
-        reads[group.name] = Reads(places, merge_runs(places.rows))
-    return reads
+class Workspace:
+    """Arrays kept between steps, so that a step asks for no large memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, NDArray[Any]] = {}
+
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.floating[Any]] = np.float32
+    ) -> NDArray[Any]:
+        """An array of any content; a later call with the same name may return the same memory."""
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.size < size:
+            # a little more than asked for: the sizes of Poisson batches vary
+            kept = self._kept[name] = np.empty(size + size // 8, dtype)
+        return kept[:size].reshape(shape)
 
 
 def clip_batch(
-    model: Model, batch: SparseBatch, reads: Mapping[str, Reads], l2_clip_norm: float
+    model: Model,
+    batch: SparseBatch,
+    reads: Mapping[str, Reads],
+    l2_clip_norm: float,
+    workspace: Workspace | None = None,
+    *,
+    logical_size: int | None = None,
 ) -> tuple[ClippedSum, NDArray[np.float64]]:
     """Clips each unit's joint gradient and sums; one forward and one backward pass.
+
+    The batch is cut into chunks of whole units that stay in cache; each thread takes a stretch of them.
 
     Args:
         model: its tables must be up to date at the rows that `reads` names.
         batch: possibly empty.
         reads: from `batch_reads`.
         l2_clip_norm: positive; infinity does not clip.
+        workspace: memory to use again; the sums live in it, until its next use.
+        logical_size: examples of the whole batch where this is a piece of it: it decides the precision of
+            the sums.
 
     Returns:
         The sum, and the units' norms before clipping, float64[U].
@@ -102,80 +141,193 @@ def clip_batch(
           sum by at most l2_clip_norm * (1 + 2^-10), rounding included.
         - A unit that is not finite adds zero and leaves the others' sum unchanged to the bit.
     """
-    from dpads.kernels.lookup import pool
+    space = workspace or Workspace()
+    span = clip.span_of(logical_size or batch.num_examples)
+    job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, span)
+    return job.total(), job.norms
 
-    size = batch.num_examples
-    features = np.zeros((size, model.layout.width), np.float32)
+
+def batch_reads(model: Model, batch: SparseBatch) -> dict[str, Reads]:
+    """For every group of tables, where the batch reads it."""
+    reads = {}
     for group in model.layout.groups:
-        pool(model.arrays[group.name], reads[group.name].places, features)
-    features[:, model.layout.embedded :] = batch.dense
-    grads = model.tower.gradients(features, batch)
-    offsets = batch.unit_offsets if batch.unit_offsets is not None else np.arange(size + 1)
-    squares, parts = _square_norms(model, grads, reads, offsets, batch.unit_offsets is not None)
-    norms = np.empty(batch.num_units, np.float64)
-    factors = np.empty(batch.num_units, np.float32)
-    clip.clip_factors(squares, parts, l2_clip_norm, norms, factors)
-    if batch.unit_offsets is not None:
-        unit_factors = factors
-        factors = np.empty(size, np.float32)
+        places = group.places(batch)
+        reads[group.name] = Reads(places, merge_runs(places.rows))
+    return reads
+
+
+class ChunkedClipping:
+    """One batch on its way to its clipped sum.
+
+    Attributes:
+        norms: float64[U], written chunk by chunk.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: SparseBatch,
+        reads: Mapping[str, Reads],
+        l2_clip_norm: float,
+        space: Workspace,
+        span: int,
+    ) -> None:
+        self._model, self._batch, self._reads = model, batch, reads
+        self._l2_clip_norm, self._space = l2_clip_norm, space
+        self._targets = batch.targets
+        from dpads.kernels.torch_ops import find_blas
+
+        self._blas, self._span = find_blas(), span
+        self.norms = np.empty(batch.num_units, np.float64)
+        self._feature_grads = space.take("grads", (batch.num_examples, model.layout.width))
+        self._factors = np.empty(batch.num_examples, np.float32)
+
+    def total(self) -> ClippedSum:
+        """The sums over all chunks, lanes added in order."""
+        from dpads.kernels.torch_ops import single_threaded
+
+        lanes = self._lanes()
+        dense = [
+            {
+                name: self._space.take(f"{lane}.{name}", value.shape, np.float64)
+                for name, value in self._model.dense.items()
+            }
+            for lane in range(len(lanes))
+        ]
+
+        def task(lane: int) -> Callable[[], None]:
+            return lambda: self._lane(lane, lanes[lane], dense[lane])
+
+        with single_threaded():
+            get_workers().run([task(lane) for lane in range(len(lanes))])
+        return ClippedSum(
+            {name: self._sum_lanes([lane[name] for lane in dense]) for name in dense[0]},
+            {group.name: self._row_sums(group) for group in self._model.layout.groups},
+            self._l2_clip_norm,
+        )
+
+    def _sum_lanes(self, parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Adds the lanes' sums of one parameter in order, into the first."""
+        flat = [part.reshape(-1) for part in parts]
+        for other in flat[1:]:
+            over(
+                len(other),
+                SUMMED_AT_A_TIME,
+                lambda first, last, o=other: np.add(  # type: ignore[misc]
+                    flat[0][first:last], o[first:last], out=flat[0][first:last]
+                ),
+            )
+        return parts[0]
+
+    def _row_sums(self, group: TableGroup) -> RowSums:
+        """The sums of one group's rows, gathered when they are asked for."""
+        places, runs = self._reads[group.name].places, self._reads[group.name].runs
+        grads, factors = self._feature_grads, self._factors
+
+        def part(first: int, last: int) -> NDArray[np.float64]:
+            values = np.empty((last - first, group.dim))
+            clip.merged_sum(grads, places, factors, runs, first, values)
+            return values
+
+        return RowSums(runs.rows, part)
+
+    def _lanes(self) -> list[list[tuple[int, int]]]:
+        """Chunks of units for every thread; at least one chunk, possibly empty, in all."""
+        size, units = self._batch.num_examples, self._batch.num_units
+        threads = get_workers().threads
+        share = -(-size // threads)
+        step = min(CHUNK, max(-(-share // CHUNK_STEP) * CHUNK_STEP, CHUNK_STEP))
+        marks = np.arange(0, size, step)
+        if self._batch.unit_offsets is not None:
+            marks = np.searchsorted(self._batch.unit_offsets, marks)
+        bounds = sorted({0, *marks.tolist(), units}) if units else [0, 0]
+        chunks = list(pairwise(bounds))
+        count = min(threads, len(chunks))
+        cuts = [len(chunks) * lane // count for lane in range(count + 1)]
+        return [chunks[first:last] for first, last in pairwise(cuts)]
+
+    def _lane(
+        self, lane: int, chunks: list[tuple[int, int]], dense: Mapping[str, NDArray[np.float64]]
+    ) -> None:
+        """The chunks of one thread, summed into its own arrays."""
+        import torch
+
+        torch.set_num_threads(1)
+        for value in dense.values():
+            value[...] = 0.0
+        for first, last in chunks:
+            self._chunk(lane, first, last, dense)
+
+    def _chunk(
+        self,
+        lane: int,
+        first_unit: int,
+        last_unit: int,
+        dense: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        """Units first_unit:last_unit: gradients, norms, factors, and their part of the sums."""
+        unit_offsets, layout = self._batch.unit_offsets, self._model.layout
+        first, last = first_unit, last_unit
+        if unit_offsets is not None:
+            first, last = int(unit_offsets[first_unit]), int(unit_offsets[last_unit])
+        features = self._space.take(f"{lane}.features", (last - first, layout.width))
+        start_features(self._batch.dense[first:last], layout.embedded, features)
+        for group in layout.groups:
+            pool(self._model.arrays[group.name], self._reads[group.name].places, first, features)
+        grads = self._feature_grads[first:last]
+        linears = self._model.tower.gradients(features, self._targets.part(first, last), grads)
+        factors = self._factors[first:last]
+        self._clip(grads, linears, first, first_unit, last_unit, factors)
+        for layer in linears:
+            weight = dense[layer.weight]
+            clip.add_clipped_layer(
+                self._blas,
+                layer.output_grads,
+                layer.inputs,
+                factors,
+                self._span,
+                self._space.take(f"{lane}.scaled", layer.output_grads.shape),
+                self._space.take(f"{lane}.product", weight.shape),
+                weight,
+                _NO_BIAS if layer.bias is None else dense[layer.bias],
+            )
+
+    def _clip(
+        self,
+        grads: NDArray[np.float32],
+        linears: tuple[LinearFactors, ...],
+        first: int,
+        first_unit: int,
+        last_unit: int,
+        factors: NDArray[np.float32],
+    ) -> None:
+        """Norms of a chunk's units, and clip factors of its examples."""
+        model, units = self._model, last_unit - first_unit
+        segments = self._batch.unit_offsets
+        offsets = np.arange(first, first + units + 1)
+        if segments is not None:
+            offsets = segments[first_unit : last_unit + 1]
+        offsets = offsets - first
+        squares, parts = np.zeros(units), np.zeros(units)
+        for group in model.layout.groups:
+            places, dim = self._reads[group.name].places, group.dim
+            if segments is not None or group.rows_may_repeat:
+                clip.square_norms_merged(grads, places, first, dim, offsets, squares, parts)
+            else:
+                slots = len(group.slots)
+                clip.square_norms_distinct(grads, places, first, dim, slots, squares)
+        for layer in linears:
+            bias = 0.0 if layer.bias is None else 1.0
+            clip.linear_square_norms(
+                layer.inputs, layer.output_grads, bias, offsets, squares, parts
+            )
+        norms = self.norms[first_unit:last_unit]
+        if segments is None:
+            clip.clip_factors(squares, parts, self._l2_clip_norm, norms, factors)
+            return
+        unit_factors = np.empty(units, np.float32)
+        clip.clip_factors(squares, parts, self._l2_clip_norm, norms, unit_factors)
         clip.spread_to_examples(unit_factors, offsets, factors)
-    return _clipped_sum(model, grads, reads, factors, l2_clip_norm), norms
-
-
-def _square_norms(
-    model: Model,
-    grads: ExampleGradients,
-    reads: Mapping[str, Reads],
-    offsets: NDArray[np.int64],
-    segments: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared norms per unit, and the sums of the norms of parts that may cancel."""
-    squares = np.zeros(len(offsets) - 1)
-    parts = np.zeros(len(offsets) - 1)
-    for group in model.layout.groups:
-        places = reads[group.name].places
-        if segments or group.rows_may_repeat:
-            clip.square_norms_merged(grads.features, places, group.dim, offsets, squares, parts)
-        else:
-            clip.square_norms_distinct(grads.features, places, group.dim, squares)
-    for layer in grads.linears:
-        bias = 0.0 if layer.bias is None else 1.0
-        clip.linear_square_norms(layer.inputs, layer.output_grads, bias, offsets, squares, parts)
-    return squares, parts
-
-
-def _clipped_sum(
-    model: Model,
-    grads: ExampleGradients,
-    reads: Mapping[str, Reads],
-    factors: NDArray[np.float32],
-    l2_clip_norm: float,
-) -> ClippedSum:
-    """Sums gradients times their examples' factors."""
-    from dpads.kernels.torch_ops import clipped_outer_sum
-
-    left_out = factors == 0.0
-    dense: dict[str, NDArray[np.float64]] = {}
-    for layer in grads.linears:
-        scaled = np.empty_like(layer.output_grads)
-        clip.scale_rows(layer.output_grads, factors, scaled)
-        inputs = layer.inputs
-        if left_out.any():  # a zero times an infinite activation would be NaN: select instead
-            inputs = np.where(left_out[:, None], np.float32(0), inputs)
-        total = np.zeros((scaled.shape[1], inputs.shape[1]))
-        clipped_outer_sum(scaled, np.ascontiguousarray(inputs), total)
-        dense[layer.weight] = total
-        if layer.bias is not None:
-            dense[layer.bias] = scaled.sum(axis=0, dtype=np.float64)
-    groups = {}
-    for group in model.layout.groups:
-        places, runs = reads[group.name].places, reads[group.name].runs
-        examples = np.empty(len(places.rows), np.int64)
-        clip.place_examples(places.offsets, examples)
-        values = np.empty((len(runs.rows), group.dim))
-        clip.merged_sum(grads.features, places, examples, factors, runs, values)
-        groups[group.name] = RowSums(runs.rows, values)
-    return ClippedSum(dense, groups, l2_clip_norm)
 
 
 def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
@@ -193,7 +345,7 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
         runs = merge_runs(np.concatenate([one.rows, two.rows]))
         values = np.concatenate([one.values, two.values])[runs.order]
         merged = np.add.reduceat(values, runs.starts[:-1]) if len(values) else values
-        groups[name] = RowSums(runs.rows, merged)
+        groups[name] = RowSums.of(runs.rows, merged)
     return ClippedSum(dense, groups, first.l2_clip_norm)
 
 
@@ -251,7 +403,7 @@ def clipped_gradients(
         sums = total.groups[group.name]
         for name, base in group.bases.items():
             low, high = np.searchsorted(sums.rows, [base, base + group.rows[name]])
-            values = sums.values[low:high].astype(np.float32)
+            values = sums.part(int(low), int(high)).astype(np.float32)
             tables[name] = (sums.rows[low:high] - base, values)
     dense = {name: value.astype(np.float32) for name, value in total.dense.items()}
     return ClippedGradients(norms, dense, tables)

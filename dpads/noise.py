@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.clipping import ClippedSum
-from dpads.kernels.gaussian import normals
+from dpads.kernels.gaussian import NORMALS_PER_ROW, noisy_mean
 from dpads.kernels.keys import derive_key
+from dpads.kernels.workers import Task, get_workers
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class PrivateGradient:
 GRID_BITS = 10
 
 
+NOISED_AT_A_TIME = 1 << 16  # coordinates, a multiple of NORMALS_PER_ROW
+
+
+def public_grid(noise_stddev: float) -> float:
+    """The spacing of released numbers under this noise."""
+    return float(2.0 ** (math.floor(math.log2(noise_stddev)) - GRID_BITS))
+
+
 def to_public_grid(values: NDArray[Any], noise_stddev: float) -> NDArray[Any]:
     """Rounds noisy numbers to multiples of a public power of two, about 2^-10 of their noise.
 
@@ -67,7 +76,7 @@ def to_public_grid(values: NDArray[Any], noise_stddev: float) -> NDArray[Any]:
         The values.
     """
     if noise_stddev > 0.0:
-        grid = 2.0 ** (math.floor(math.log2(noise_stddev)) - GRID_BITS)
+        grid = public_grid(noise_stddev)
         np.divide(values, grid, out=values)
         np.rint(values, out=values)
         np.multiply(values, grid, out=values)
@@ -90,12 +99,47 @@ class NoiseMechanism:
 
     def privatize(self, total: ClippedSum, iteration: int) -> PrivateGradient:
         """Noise at the address (tower_noise, parameter, iteration), in float64, then on a public grid."""
-        values = {}
+        gradient, tasks = self.prepare(total, iteration)
+        get_workers().run(tasks)
+        return gradient
+
+    def prepare(self, total: ClippedSum, iteration: int) -> tuple[PrivateGradient, list[Task]]:
+        """A gradient without values yet, and the tasks that write them, in any order, each once."""
+        values, tasks = {}, []
         for name, clipped in total.dense.items():
-            noisy = clipped
+            values[name] = np.empty(clipped.shape, np.float32)
+            flat, out = clipped.reshape(-1), values[name].reshape(-1)
+            key = self._keys.key("tower_noise", name)
+            tasks += [
+                self._task(flat, first, key, iteration, out)
+                for first in range(0, len(flat), NOISED_AT_A_TIME)
+            ]
+        return PrivateGradient(values, iteration), tasks
+
+    def _task(
+        self,
+        sums: NDArray[np.float64],
+        first: int,
+        key: NDArray[np.uint32],
+        iteration: int,
+        out: NDArray[np.float32],
+    ) -> Task:
+        """The noise of one stretch of coordinates."""
+        part = slice(first, first + NOISED_AT_A_TIME)
+
+        def task() -> None:
             if self._noise_stddev > 0.0:
-                draws = normals(self._keys.key("tower_noise", name), iteration, clipped.size)
-                noise = self._noise_stddev * draws.astype(np.float64).reshape(clipped.shape)
-                noisy = to_public_grid(clipped + noise, self._noise_stddev)
-            values[name] = (noisy / self._divisor).astype(np.float32)
-        return PrivateGradient(values, iteration)
+                noisy_mean(
+                    sums[part],
+                    first // NORMALS_PER_ROW,
+                    key,
+                    iteration,
+                    self._noise_stddev,
+                    public_grid(self._noise_stddev),
+                    self._divisor,
+                    out[part],
+                )
+            else:
+                np.divide(sums[part], self._divisor, out=out[part], casting="same_kind")
+
+        return task

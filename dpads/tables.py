@@ -17,12 +17,14 @@ from dpads._validate import nearest
 from dpads.clipping import RowSums
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy
+from dpads.kernels.workers import Task, get_workers
 from dpads.noise import RunKeys, to_public_grid
 from dpads.optimizers import Sgd
 from dpads.schedules import learning_rates
 
 TableNoise = Literal["lazy", "dense"]
 FLUSH_ROWS = 1 << 20
+ROWS_AT_A_TIME = 4096  # their sums stay in the second-level cache until they are added
 
 
 class TableUpdate:
@@ -78,13 +80,26 @@ class TableMechanism(ABC):
     def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
         """Makes distinct rows carry all noise and decay of the iterations before the present one."""
 
-    @abstractmethod
     def step(self, clipped: RowSums) -> None:
         """Applies one iteration's clipped sum and moves to the next iteration.
 
         Raises:
             RunError: all iterations of the schedule have been taken.
         """
+        get_workers().run(self.update(clipped))
+        self.advance()
+
+    @abstractmethod
+    def update(self, clipped: RowSums) -> list[Task]:
+        """The tasks that apply one iteration's clipped sum, in any order, each once; then `advance`.
+
+        Raises:
+            RunError: all iterations of the schedule have been taken.
+        """
+
+    def advance(self) -> None:
+        """Moves to the next iteration."""
+        self.iteration += 1
 
     @property
     @abstractmethod
@@ -110,6 +125,19 @@ class TableMechanism(ABC):
         for start in range(0, len(self._array), FLUSH_ROWS):
             to_public_grid(self._array[start : start + FLUSH_ROWS], stddev)
 
+    def _additions(self, clipped: RowSums, factor: float) -> list[Task]:
+        """Tasks that add `factor` times the sums to the rows."""
+
+        def addition(first: int) -> Task:
+            def task() -> None:
+                rows = clipped.rows[first : first + ROWS_AT_A_TIME]
+                sums = clipped.part(first, first + len(rows))
+                lazy.add_rows(self._array, rows, sums, factor)
+
+            return task
+
+        return [addition(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
+
     def _rate(self) -> float:
         """The present learning rate."""
         if self.iteration >= len(self._update.rates):
@@ -131,6 +159,9 @@ class LazyTables(TableMechanism):
         self._stddevs = np.zeros(lazy.RECENT)
         self._decays = np.zeros(lazy.RECENT)
         self._recent_at = -1  # the iteration that the two arrays belong to
+        self._up_to_date: NDArray[np.int64] | None = (
+            None  # rows brought up to date in this iteration
+        )
 
     @property
     def history(self) -> NDArray[np.int32]:
@@ -156,20 +187,26 @@ class LazyTables(TableMechanism):
             self._stddevs,
             self._decays,
         )
+        self._up_to_date = rows
 
-    def step(self, clipped: RowSums) -> None:
+    def update(self, clipped: RowSums) -> list[Task]:
         """Adds the gradient; its noise and this iteration's decay follow when the row is next read."""
         rate = self._rate()
-        self.bring_up_to_date(clipped.rows)
+        if clipped.rows is not self._up_to_date:
+            self.bring_up_to_date(clipped.rows)
         # The decay d_t reaches the stored value later, and must not shrink the gradient of iteration t.
         decay = float(self._update.decays[self.iteration])
-        factor = -rate / (self._update.divisor * decay)
-        lazy.add_rows(self._array, clipped.rows, clipped.values, factor)
-        self.iteration += 1
+        return self._additions(clipped, -rate / (self._update.divisor * decay))
+
+    def advance(self) -> None:
+        """Moves to the next iteration: rows are behind again."""
+        self._up_to_date = None
+        super().advance()
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets history and iteration."""
         self._history[...] = history
+        self._up_to_date = None
         self.iteration = iteration
 
 
@@ -184,15 +221,14 @@ class DenseTables(TableMechanism):
     def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
         """Nothing is ever missing."""
 
-    def step(self, clipped: RowSums) -> None:
+    def update(self, clipped: RowSums) -> list[Task]:
         """Decay and noise on every row, at the addresses (row, iteration + 1), then the gradient."""
         rate = self._rate()
         decay = float(self._update.decays[self.iteration])
         stddev = rate * self._update.noise_scale
         if stddev > 0.0 or decay != 1.0:
             lazy.dense_noise(self._array, self.iteration + 1, self._key, decay, stddev)
-        lazy.add_rows(self._array, clipped.rows, clipped.values, -rate / self._update.divisor)
-        self.iteration += 1
+        return self._additions(clipped, -rate / self._update.divisor)
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets the iteration; the history follows from it."""

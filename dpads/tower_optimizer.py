@@ -43,11 +43,12 @@ class TowerOptimizer:
                 betas=(config.beta1, config.beta2),
                 eps=config.stability,
                 weight_decay=config.weight_decay,
+                fused=True,
             )
         else:
             # Without momentum, decay added to the gradient and decoupled decay are the same update.
             self._optimizer = torch.optim.SGD(
-                parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+                parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
 
     def apply(self, gradient: PrivateGradient) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
+from dpads.batch import SparseBatch
 from dpads.checkpoint import Checkpoint, CheckpointFolder
-from dpads.clipping import ClippedSum, add_sums, batch_reads, clip_batch
+from dpads.clipping import ClippedSum, Reads, Workspace, add_sums, batch_reads, clip_batch
 from dpads.errors import CheckpointError, ConfigError
 from dpads.kernels.keys import fresh_master_key
+from dpads.kernels.workers import available_cores, get_workers, set_threads
 from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import (
@@ -30,9 +32,26 @@ from dpads.tower_optimizer import TowerOptimizer
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, TrainingSettings
 
-__all__ = ["Performance", "Progress", "Trainer", "TrainingSettings", "set_threads"]
+__all__ = ["Performance", "Progress", "Trainer", "TrainingSettings"]
 
 PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch drawn for an iteration; secret.
+
+    Attributes:
+        iteration: whose batch it is.
+        units: int64[k].
+        batch: the examples, or None where they are to be read in pieces.
+        reads: where the batch reads the tables.
+    """
+
+    iteration: int
+    units: NDArray[np.int64]
+    batch: SparseBatch | None
+    reads: Mapping[str, Reads]
 
 
 class Trainer:
@@ -92,6 +111,11 @@ class Trainer:
                 f'unit = "{plan.privacy.unit}" cannot be trained yet. Use unit = "example".'
             )
         store.check_labels()
+        if performance.threads is not None and performance.threads > available_cores():
+            raise ConfigError(
+                f"Expected threads to be at most {available_cores()}, the cores that this process may use, "
+                f"got {performance.threads}."
+            )
         set_threads(performance.threads)
         self._store = store
         self._plan = plan
@@ -101,6 +125,8 @@ class Trainer:
         self._folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
         self._master = master
         self._saves = 0
+        self._workspace = Workspace()
+        self._next: Prepared | None = None
         self._identity = run_identity(store, description, plan, settings, performance)
         keys = RunKeys(master, digest_of(self._identity))
         mechanism = plan.mechanism
@@ -216,26 +242,67 @@ class Trainer:
             )
         if self._folder is not None:
             self._folder.note_progress(self.iteration + 1)
-        units = self._sampler.units(self.iteration, self._store.num_examples)
-        total = self._clipped_sum(units)
-        self._tower.apply(self._noise.privatize(total, self.iteration))
-        for name, tables in self._tables.items():
-            tables.step(total.groups[name])
+        from dpads.kernels.torch_ops import single_threaded
+
+        with single_threaded():
+            total = self._clipped_sum(self._taken_or_prepared())
+            gradient, tasks = self._noise.prepare(total, self.iteration)
+            for name, tables in self._tables.items():
+                tasks += tables.update(total.groups[name])
+            get_workers().run([self._prepare_next, *tasks])
+            for tables in self._tables.values():
+                tables.advance()
+            self._tower.apply(gradient)
         self.iteration += 1
 
-    def _clipped_sum(self, units: NDArray[np.int64]) -> ClippedSum:
+    def _prepare_next(self) -> None:
+        """Draws and reads the next batch while this iteration's noise is made."""
+        if self.iteration + 1 < self.planned:
+            self._next = self._prepared(self.iteration + 1)
+
+    def _taken_or_prepared(self) -> Prepared:
+        """This iteration's batch, drawn ahead or now."""
+        ready, self._next = self._next, None
+        if ready is None or ready.iteration != self.iteration:
+            ready = self._prepared(self.iteration)
+        return ready
+
+    def _prepared(self, iteration: int) -> Prepared:
+        """Draws the batch of an iteration, and reads it unless it is to be read in pieces."""
+        units = self._sampler.units(iteration, self._store.num_examples)
+        size = self._performance.physical_batch_size
+        if size is not None and len(units) > size:
+            return Prepared(iteration, units, None, {})
+        batch = self._store.read(units)
+        return Prepared(iteration, units, batch, batch_reads(self.model, batch))
+
+    def _clipped_sum(self, ready: Prepared) -> ClippedSum:
         """The clipped sum of one batch, in pieces that fit the physical batch size."""
-        size = self._performance.physical_batch_size or max(len(units), 1)
+        if ready.batch is not None:
+            return self._piece(ready, ready.batch, ready.reads, self._workspace)
+        size = self._performance.physical_batch_size or len(ready.units)
         total: ClippedSum | None = None
-        for start in range(0, max(len(units), 1), size):
-            batch = self._store.read(units[start : start + size])
-            reads = batch_reads(self.model, batch)
-            for name, tables in self._tables.items():
-                tables.bring_up_to_date(reads[name].runs.rows)
-            clip_norm = self._plan.mechanism.l2_clip_norm
-            piece, _ = clip_batch(self.model, batch, reads, clip_norm)
+        for start in range(0, len(ready.units), size):
+            batch = self._store.read(ready.units[start : start + size])
+            piece = self._piece(ready, batch, batch_reads(self.model, batch), Workspace())
             total = piece if total is None else add_sums(total, piece)
         assert total is not None
+        return total
+
+    def _piece(
+        self, ready: Prepared, batch: SparseBatch, reads: Mapping[str, Reads], space: Workspace
+    ) -> ClippedSum:
+        """The clipped sum of what is read at a time; its rows are brought up to date first."""
+        for name, tables in self._tables.items():
+            tables.bring_up_to_date(reads[name].runs.rows)
+        total, _ = clip_batch(
+            self.model,
+            batch,
+            reads,
+            self._plan.mechanism.l2_clip_norm,
+            space,
+            logical_size=len(ready.units),
+        )
         return total
 
     def read_model(self) -> Model:
@@ -349,19 +416,3 @@ class Trainer:
         return Progress(
             self.iteration, self.planned, examples, (self.planned - self.iteration) / rate
         )
-
-
-def set_threads(threads: int | None) -> None:
-    """Gives numba and torch the same number of threads."""
-    import numba
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    number = threads or min(cores, int(os.environ.get("NUMBA_NUM_THREADS", cores)))
-    try:
-        numba.set_num_threads(number)
-    except ValueError:
-        raise ConfigError(
-            f"Expected threads to be at most the number of cores, got {number}."
-        ) from None
-    torch.set_num_threads(number)

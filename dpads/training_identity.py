@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import dpads
+from dpads.kernels.workers import available_cores
 from dpads.models.base import Description
 from dpads.plan import Plan
 from dpads.store import ExampleStore
@@ -33,11 +33,11 @@ def run_identity(
         "model": description.to_dict(),
         "schema": store.schema.fingerprint(),
         "store": store.fingerprint,
-        "threads": performance.threads or len(os.sched_getaffinity(0)),
+        "threads": performance.threads or available_cores(),
         "physical_batch_size": performance.physical_batch_size,
         "processor": processor(),
         "torch": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
-        "versions": {name: version(name) for name in ("numba", "numpy", "torch")}
+        "versions": {name: version(name) for name in ("numba", "numpy", "scipy", "torch")}
         | {"dpads": dpads.__version__},
     }
 

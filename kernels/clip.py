@@ -7,9 +7,10 @@ respect to a table row is the sum over all places of the unit that read the row:
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
+from dpads.kernels.blas import Blas, add_transposed_times, transposed_times
 from dpads.kernels.lookup import Places
 from dpads.kernels.merge import Runs
 
@@ -19,44 +20,56 @@ SMALLEST_FACTOR = 2.0**-100
 # Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at
 # least 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
 CANCELLATION_FLOOR = 2.0**-13
+# Float32 products over at most `span_of(B)` examples, summed in float64. Over a batch of aligned gradients,
+# with one unit taken from the front so that all others regroup, the rounding then stays below 2^-11 of
+# the clip norm; it grows with the batch and with the span. Larger batches take float64 products.
+SHORT_SPAN, LONG_SPAN = 64, 128
+LARGEST_WITH_LONG, LARGEST_WITH_SHORT = 16_384, 65_536
+
+# Additions in any order, so that they vectorise: n terms err by at most n * 2^-53 of their absolute sum.
+ANY_ORDER = {"reassoc", "contract"}
 
 
-@njit(inline="always")
-def _place_dot(
-    grads: NDArray[np.float32], places: Places, i: int, k: int, other: int, m: int, dim: int
-) -> float:
-    """Inner product of the gradients of place k (example i) and place m (example `other`), in float64."""
-    total = 0.0
-    for j in range(dim):
-        total += np.float64(grads[i, places.columns[k] + j]) * np.float64(
-            grads[other, places.columns[m] + j]
-        )
-    return total * np.float64(places.coefs[k]) * np.float64(places.coefs[m])
-
-
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=ANY_ORDER)
 def square_norms_distinct(
-    grads: NDArray[np.float32], places: Places, dim: int, squares: NDArray[np.float64]
+    grads: NDArray[np.float32],
+    places: Places,
+    first: int,
+    dim: int,
+    slots: int,
+    squares: NDArray[np.float64],
 ) -> None:
-    """Adds each example's squared table gradient where no example can read a row twice.
+    """Adds each example's squared table gradient where scalar fields have a table each.
 
     Args:
-        grads: float32[B, width], gradients of the losses with respect to the features.
-        places: of the B examples, no row twice within an example.
+        grads: float32[n, width], gradients of the losses with respect to the features.
+        places: of a batch: no row twice within an example, coefficients 1, in order of columns.
+        first: the example of the batch that `grads[0]` belongs to.
         dim: width of the table rows.
-        squares: float64[B], added to.
+        slots: places of an example without padding; their columns are one stretch.
+        squares: float64[n], added to.
     """
-    for i in prange(len(places.offsets) - 1):
+    for i in range(len(grads)):
         total = 0.0
-        for k in range(places.offsets[i], places.offsets[i + 1]):
-            total += _place_dot(grads, places, i, k, i, k, dim)
+        begin, end = places.offsets[first + i], places.offsets[first + i + 1]
+        if end - begin == slots:  # nothing is padding: one stretch of columns, every coefficient 1
+            column = places.columns[begin]
+            part = grads[i, column : column + slots * dim]
+            for j in range(len(part)):
+                total += np.float64(part[j]) * np.float64(part[j])
+        else:
+            for k in range(begin, end):
+                part = grads[i, places.columns[k] : places.columns[k] + dim]
+                for j in range(dim):
+                    total += np.float64(part[j]) * np.float64(part[j])
         squares[i] += total
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def square_norms_merged(
     grads: NDArray[np.float32],
     places: Places,
+    first: int,
     dim: int,
     unit_offsets: NDArray[np.int64],
     squares: NDArray[np.float64],
@@ -65,23 +78,24 @@ def square_norms_merged(
     """Adds each unit's squared table gradient, equal rows merged before squaring.
 
     Args:
-        grads: float32[B, width], gradients of the losses with respect to the features.
-        places: of the B examples.
+        grads: float32[n, width], gradients of the losses with respect to the features.
+        places: of a batch.
+        first: the example of the batch that `grads[0]` belongs to.
         dim: width of the table rows.
-        unit_offsets: int64[U + 1].
+        unit_offsets: int64[U + 1], positions in `grads`.
         squares: float64[U], added to.
         parts: float64[U], the sum of the norms of the unmerged parts is added to it.
     """
-    for u in prange(len(unit_offsets) - 1):
-        first = unit_offsets[u]
-        last = unit_offsets[u + 1]
-        start = places.offsets[first]
-        count = places.offsets[last] - start
+    for u in range(len(unit_offsets) - 1):
+        begin = unit_offsets[u]
+        end = unit_offsets[u + 1]
+        start = places.offsets[first + begin]
+        count = places.offsets[first + end] - start
         if count == 0:
             continue
         example = np.empty(count, np.int64)
-        for i in range(first, last):
-            for k in range(places.offsets[i], places.offsets[i + 1]):
+        for i in range(begin, end):
+            for k in range(places.offsets[first + i], places.offsets[first + i + 1]):
                 example[k - start] = i
         order = np.argsort(places.rows[start : start + count], kind="mergesort")
         merged = np.empty(dim, np.float64)
@@ -114,7 +128,7 @@ def square_norms_merged(
         parts[u] += spread
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=ANY_ORDER)
 def linear_square_norms(
     inputs: NDArray[np.float32],
     outputs: NDArray[np.float32],
@@ -129,10 +143,10 @@ def linear_square_norms(
     sum_jk (inputs_j . inputs_k + bias) (outputs_j . outputs_k): no per-example weight gradient is formed.
 
     Args:
-        inputs: float32[B, in], activations.
-        outputs: float32[B, out], gradients of the losses with respect to the layer's outputs.
+        inputs: float32[n, in], activations.
+        outputs: float32[n, out], gradients of the losses with respect to the layer's outputs.
         bias: 1.0 where the layer has a bias, else 0.0.
-        unit_offsets: int64[U + 1].
+        unit_offsets: int64[U + 1], positions in `inputs`.
         squares: float64[U], added to; an upper bound of the exact value.
         parts: float64[U], the sum of the norms of single examples is added where a unit has several.
 
@@ -141,7 +155,7 @@ def linear_square_norms(
     """
     width_in = inputs.shape[1]
     width_out = outputs.shape[1]
-    for u in prange(len(unit_offsets) - 1):
+    for u in range(len(unit_offsets) - 1):
         first = unit_offsets[u]
         last = unit_offsets[u + 1]
         total = 0.0
@@ -202,45 +216,99 @@ def clip_factors(
         )
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def spread_to_examples(
     factors: NDArray[np.float32], unit_offsets: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
     """Copies each unit's factor to its examples: out float32[B]."""
-    for u in prange(len(unit_offsets) - 1):
+    for u in range(len(unit_offsets) - 1):
         for i in range(unit_offsets[u], unit_offsets[u + 1]):
             out[i] = factors[u]
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def scale_rows(
     matrix: NDArray[np.float32], factors: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """out[i] = factors[i] * matrix[i], and exactly zero where the factor is zero (inf * 0 never happens)."""
-    for i in prange(matrix.shape[0]):
+    """out[i] = factors[i] * matrix[i], exactly zero where the factor is zero (inf * 0 never happens).
+
+    Args:
+        matrix: float32[n, m].
+        factors: float32[n].
+        out: float32[n, m], written.
+    """
+    for i in range(len(out)):
+        row, scaled = matrix[i], out[i]
         if factors[i] == 0.0:
-            for j in range(matrix.shape[1]):
-                out[i, j] = 0.0
+            for j in range(len(scaled)):
+                scaled[j] = 0.0
         else:
-            for j in range(matrix.shape[1]):
-                out[i, j] = factors[i] * matrix[i, j]
+            for j in range(len(scaled)):
+                scaled[j] = factors[i] * row[j]
 
 
 @njit(cache=True, nogil=True)
-def place_examples(offsets: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-    """The example of every place: out int64[nnz]."""
-    for i in range(len(offsets) - 1):
-        for k in range(offsets[i], offsets[i + 1]):
-            out[k] = i
+def span_of(batch_size: int) -> int:
+    """Examples per float32 product; 0 for float64 products."""
+    if batch_size <= LARGEST_WITH_LONG:
+        return LONG_SPAN
+    return SHORT_SPAN if batch_size <= LARGEST_WITH_SHORT else 0
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
+def add_clipped_layer(
+    blas: Blas,
+    outputs: NDArray[np.float32],
+    inputs: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    span: int,
+    scaled: NDArray[np.float32],
+    product: NDArray[np.float32],
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+) -> None:
+    """Adds the clipped gradients of one linear layer: weight += (factors outputs)^T inputs, likewise bias.
+
+    Args:
+        blas: from `find_blas`.
+        outputs: float32[n, out], gradients of the losses with respect to the layer's outputs.
+        inputs: float32[n, in], activations.
+        factors: float32[n]; examples whose factor is zero are left out, finite or not.
+        span: `span_of` the whole batch's size.
+        scaled: float32[n, out], scratch.
+        product: float32[out, in], scratch.
+        weight: float64[out, in], added to.
+        bias: float64[out], added to; empty where the layer has none.
+    """
+    scale_rows(outputs, factors, scaled)
+    for i in range(len(scaled)):
+        for j in range(len(bias)):
+            bias[j] += np.float64(scaled[i, j])
+    copied = False
+    for i in range(len(inputs)):
+        if factors[i] == 0.0:  # a zero times an infinite activation would be NaN
+            if not copied:
+                inputs, copied = inputs.copy(), True
+            inputs[i, :] = 0.0
+    if span == 0:
+        left, right = scaled.astype(np.float64), inputs.astype(np.float64)
+        add_transposed_times(blas, left, right, weight)
+        return
+    total, part = weight.reshape(weight.size), product.reshape(product.size)
+    for start in range(0, len(scaled), span):
+        end = min(start + span, len(scaled))
+        transposed_times(blas, scaled[start:end], inputs[start:end], product)
+        for i in range(len(total)):
+            total[i] += np.float64(part[i])
+
+
+@njit(cache=True, nogil=True)
 def merged_sum(
     grads: NDArray[np.float32],
     places: Places,
-    examples: NDArray[np.int64],
     factors: NDArray[np.float32],
     runs: Runs,
+    first: int,
     out: NDArray[np.float64],
 ) -> None:
     """Sum of clipped gradients per touched row, in float64 and in a fixed order.
@@ -248,20 +316,22 @@ def merged_sum(
     Args:
         grads: float32[B, width], gradients of the losses with respect to the features.
         places: of the B examples.
-        examples: int64[nnz], the example of each place.
         factors: float32[B], clip factors; a zero leaves the example out.
         runs: the places sorted by row.
-        out: float64[len(runs.rows), dim], written.
+        first: the run that `out[0]` belongs to.
+        out: float64[k, dim], written: runs first:first + k.
     """
     dim = out.shape[1]
-    for r in prange(len(runs.rows)):
+    for r in range(len(out)):
+        row = out[r]
         for j in range(dim):
-            out[r, j] = 0.0
-        for n in range(runs.starts[r], runs.starts[r + 1]):
+            row[j] = 0.0
+        for n in range(runs.starts[first + r], runs.starts[first + r + 1]):
             k = runs.order[n]
-            i = examples[k]
+            i = places.examples[k]
             if factors[i] == 0.0:
                 continue
+            part = grads[i, places.columns[k] : places.columns[k] + dim]
             scale = np.float64(factors[i]) * np.float64(places.coefs[k])
             for j in range(dim):
-                out[r, j] += scale * np.float64(grads[i, places.columns[k] + j])
+                row[j] += scale * np.float64(part[j])

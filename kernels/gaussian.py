@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float64, int32, int64, njit, prange, types, uint32
+from numba import float64, int32, int64, njit, types, uint32
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from dpads.kernels.chacha import LANES, WORDS, keystream, set_key
+from dpads.kernels.workers import ROWS_PER_TASK, over
 
 LOG_2 = 0.6931471805599453
+NORMALS_PER_ROW = 16  # of a flat vector
 TURN = 1.4629180792671596e-09  # 2 pi / 2^32
-GROUPS_PER_TASK = 64  # rows per parallel task / LANES: amortises the scratch arrays
 
 
 def _bits_of(_context: Any, value: Any) -> Any:
@@ -158,7 +159,24 @@ def group_normals(
     lane_normals(words, pairs_of(dim), out)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
+def _fill(
+    key: NDArray[np.uint32], rows: NDArray[np.int64], step: int, out: NDArray[np.float32]
+) -> None:
+    """One thread's share of `fill_normals`."""
+    dim = out.shape[1]
+    initial = np.empty(WORDS * LANES, np.uint32)
+    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    normals = np.empty(scratch_of(dim), np.float32)
+    set_key(initial, key)
+    for start in range(0, len(rows), LANES):
+        count = min(LANES, len(rows) - start)
+        group_normals(initial, words, rows, start, count, step, dim, normals)
+        for lane in range(count):
+            for j in range(dim):
+                out[start + lane, j] = normals[j * LANES + lane]
+
+
 def fill_normals(
     key: NDArray[np.uint32], rows: NDArray[np.int64], step: int, out: NDArray[np.float32]
 ) -> None:
@@ -173,19 +191,11 @@ def fill_normals(
     Guarantees:
         - The result does not depend on the number of threads, on k or on the order of rows.
     """
-    dim = out.shape[1]
-    span = GROUPS_PER_TASK * LANES
-    for task in prange((len(rows) + span - 1) // span):
-        initial = np.empty(WORDS * LANES, np.uint32)
-        words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(scratch_of(dim), np.float32)
-        set_key(initial, key)
-        for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
-            count = min(LANES, len(rows) - start)
-            group_normals(initial, words, rows, start, count, step, dim, normals)
-            for lane in range(count):
-                for j in range(dim):
-                    out[start + lane, j] = normals[j * LANES + lane]
+    over(
+        len(rows),
+        ROWS_PER_TASK,
+        lambda start, end: _fill(key, rows[start:end], step, out[start:end]),
+    )
 
 
 def normals(key: NDArray[np.uint32], step: int, count: int) -> NDArray[np.float32]:
@@ -193,7 +203,45 @@ def normals(key: NDArray[np.uint32], step: int, count: int) -> NDArray[np.float3
 
     Coordinate i is number i mod 16 of row i // 16, so that a prefix does not depend on `count`.
     """
-    rows = np.arange((count + 15) // 16, dtype=np.int64)
-    out = np.empty((len(rows), 16), np.float32)
+    rows = np.arange((count + NORMALS_PER_ROW - 1) // NORMALS_PER_ROW, dtype=np.int64)
+    out = np.empty((len(rows), NORMALS_PER_ROW), np.float32)
     fill_normals(key, rows, step, out)
     return out.reshape(-1)[:count]
+
+
+@njit(cache=True, nogil=True)
+def noisy_mean(
+    sums: NDArray[np.float64],
+    first_row: int,
+    key: NDArray[np.uint32],
+    step: int,
+    stddev: float,
+    grid: float,
+    divisor: float,
+    out: NDArray[np.float32],
+) -> None:
+    """(sums + stddev * normals) rounded to the grid, over the divisor; the normals are those of `normals`.
+
+    Args:
+        sums: float64[n], coordinates from 16 * first_row on.
+        first_row: address of the first 16 coordinates.
+        key: uint32[8].
+        step: the iteration of the address.
+        stddev: of the noise on the sums, positive.
+        grid: a power of two.
+        divisor: positive.
+        out: float32[n], written.
+    """
+    initial = np.empty(WORDS * LANES, np.uint32)
+    words = np.empty(blocks_of(NORMALS_PER_ROW) * WORDS * LANES, np.uint32)
+    draws = np.empty(scratch_of(NORMALS_PER_ROW), np.float32)
+    set_key(initial, key)
+    rows = first_row + np.arange((len(sums) + NORMALS_PER_ROW - 1) // NORMALS_PER_ROW)
+    for start in range(0, len(rows), LANES):
+        count = min(LANES, len(rows) - start)
+        group_normals(initial, words, rows, start, count, step, NORMALS_PER_ROW, draws)
+        for lane in range(count):
+            at = (start + lane) * NORMALS_PER_ROW
+            for j in range(min(NORMALS_PER_ROW, len(sums) - at)):
+                noisy = sums[at + j] + stddev * np.float64(draws[j * LANES + lane])
+                out[at + j] = np.float32(np.rint(noisy / grid) * grid / divisor)

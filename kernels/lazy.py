@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from dpads.kernels.chacha import LANES, WORDS, set_key
-from dpads.kernels.gaussian import GROUPS_PER_TASK, blocks_of, group_normals, scratch_of
+from dpads.kernels.gaussian import blocks_of, group_normals, scratch_of
+from dpads.kernels.memory import prefetch
+from dpads.kernels.workers import ROWS_PER_TASK, over
 
 BLOCK_BITS = 4
 BLOCK = 1 << BLOCK_BITS
@@ -167,7 +169,56 @@ def recent_intervals(
             decay *= table.factors[t]
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
+def _catch_up(
+    array: NDArray[np.float32],
+    history: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    step: int,
+    key: NDArray[np.uint32],
+    scale: float,
+    table: MissedNoise,
+    stddevs: NDArray[np.float64],
+    decays: NDArray[np.float64],
+) -> None:
+    """One thread's share of `catch_up`."""
+    dim = array.shape[1]
+    initial = np.empty(WORDS * LANES, np.uint32)
+    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    normals = np.zeros(scratch_of(dim), np.float32)
+    since = np.empty(LANES, np.int64)
+    set_key(initial, key)
+    for start in range(0, len(rows), LANES):
+        count = min(LANES, len(rows) - start)
+        for ahead in range(start + LANES, min(start + 2 * LANES, len(rows))):
+            prefetch(array.ctypes.data + rows[ahead] * dim * array.itemsize)
+            prefetch(history.ctypes.data + rows[ahead] * history.itemsize)
+        pending = False
+        for lane in range(count):
+            since[lane] = history[rows[start + lane]]
+            pending = pending or since[lane] < step
+        if not pending:
+            continue
+        if scale > 0.0:
+            group_normals(initial, words, rows, start, count, step, dim, normals)
+        for lane in range(count):
+            gap = step - since[lane]
+            if gap <= 0:
+                continue
+            row = rows[start + lane]
+            if gap < len(stddevs):
+                stddev = stddevs[gap]
+                decay = decays[gap]
+            else:
+                stddev = scale * np.sqrt(missed_variance(table, since[lane], step))
+                decay = _exp(table.log_decay[step] - table.log_decay[since[lane]])
+            values = array[row]
+            for j in range(dim):
+                value = decay * values[j] - stddev * normals[j * LANES + lane]
+                values[j] = np.float32(value)
+            history[row] = step
+
+
 def catch_up(
     array: NDArray[np.float32],
     history: NDArray[np.int32],
@@ -196,72 +247,60 @@ def catch_up(
         - The result does not depend on the number of threads nor on the order of rows.
         - A row already up to date is not changed and draws nothing.
     """
-    dim = array.shape[1]
-    span = GROUPS_PER_TASK * LANES
-    for task in prange((len(rows) + span - 1) // span):
-        initial = np.empty(WORDS * LANES, np.uint32)
-        words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.zeros(scratch_of(dim), np.float32)
-        since = np.empty(LANES, np.int64)
-        set_key(initial, key)
-        for start in range(task * span, min((task + 1) * span, len(rows)), LANES):
-            count = min(LANES, len(rows) - start)
-            pending = False
-            for lane in range(count):
-                since[lane] = history[rows[start + lane]]
-                pending = pending or since[lane] < step
-            if not pending:
-                continue
-            if scale > 0.0:
-                group_normals(initial, words, rows, start, count, step, dim, normals)
-            for lane in range(count):
-                gap = step - since[lane]
-                if gap <= 0:
-                    continue
-                row = rows[start + lane]
-                if gap < len(stddevs):
-                    stddev = stddevs[gap]
-                    decay = decays[gap]
-                else:
-                    stddev = scale * np.sqrt(missed_variance(table, since[lane], step))
-                    decay = _exp(table.log_decay[step] - table.log_decay[since[lane]])
-                for j in range(dim):
-                    value = decay * array[row, j] - stddev * normals[j * LANES + lane]
-                    array[row, j] = np.float32(value)
-                history[row] = step
+    over(
+        len(rows),
+        ROWS_PER_TASK,
+        lambda start, end: _catch_up(
+            array, history, rows[start:end], step, key, scale, table, stddevs, decays
+        ),
+    )
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add_rows(
     array: NDArray[np.float32], rows: NDArray[np.int64], sums: NDArray[np.float64], factor: float
 ) -> None:
     """array[rows[i]] += factor * sums[i] for distinct rows; sums float64[k, dim]."""
-    for i in prange(len(rows)):
-        for j in range(array.shape[1]):
-            array[rows[i], j] = np.float32(np.float64(array[rows[i], j]) + factor * sums[i, j])
+    for i in range(len(rows)):
+        row = array[rows[i]]
+        for j in range(len(row)):
+            row[j] = np.float32(np.float64(row[j]) + factor * sums[i, j])
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, nogil=True)
+def _dense_noise(
+    array: NDArray[np.float32],
+    first: int,
+    last: int,
+    step: int,
+    key: NDArray[np.uint32],
+    decay: float,
+    stddev: float,
+) -> None:
+    """One thread's share of `dense_noise`: rows from `first` to before `last`."""
+    dim = array.shape[1]
+    initial = np.empty(WORDS * LANES, np.uint32)
+    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    normals = np.zeros(scratch_of(dim), np.float32)
+    rows = np.arange(first, last)
+    set_key(initial, key)
+    for start in range(0, len(rows), LANES):
+        count = min(LANES, len(rows) - start)
+        if stddev > 0.0:
+            group_normals(initial, words, rows, start, count, step, dim, normals)
+        for lane in range(count):
+            row = rows[start + lane]
+            for j in range(dim):
+                value = decay * array[row, j] - stddev * normals[j * LANES + lane]
+                array[row, j] = np.float32(value)
+
+
 def dense_noise(
     array: NDArray[np.float32], step: int, key: NDArray[np.uint32], decay: float, stddev: float
 ) -> None:
     """array = decay * array - stddev * normals on every row, addresses (key, step, row)."""
-    dim = array.shape[1]
-    span = GROUPS_PER_TASK * LANES
-    for task in prange((len(array) + span - 1) // span):
-        initial = np.empty(WORDS * LANES, np.uint32)
-        words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-        normals = np.empty(scratch_of(dim), np.float32)
-        rows = np.arange(task * span, min((task + 1) * span, len(array)))
-        set_key(initial, key)
-        for start in range(0, len(rows), LANES):
-            count = min(LANES, len(rows) - start)
-            if stddev > 0.0:
-                group_normals(initial, words, rows, start, count, step, dim, normals)
-            else:
-                normals[:] = 0.0
-            for lane in range(count):
-                row = rows[start + lane]
-                for j in range(dim):
-                    value = decay * array[row, j] - stddev * normals[j * LANES + lane]
-                    array[row, j] = np.float32(value)
+    over(
+        len(array),
+        ROWS_PER_TASK,
+        lambda first, last: _dense_noise(array, first, last, step, key, decay, stddev),
+    )

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
+
+from dpads.kernels.memory import AHEAD, prefetch
 
 
 class Places(NamedTuple):
@@ -21,12 +23,14 @@ class Places(NamedTuple):
         rows: int64[nnz], rows of the array.
         columns: int32[nnz], first feature column that the row is added to.
         coefs: float32[nnz], the factor of the row (weight of an id, 1/count for a mean).
+        examples: int32[nnz], the example that reads.
         offsets: int64[B + 1], places of example i are `offsets[i]:offsets[i + 1]`.
     """
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int32]
     coefs: NDArray[np.float32]
+    examples: NDArray[np.int32]
     offsets: NDArray[np.int64]
 
 
@@ -77,6 +81,7 @@ def place_scalars(
                 places.rows[k] = bases[n] + row
                 places.columns[k] = columns[n]
                 places.coefs[k] = 1.0
+                places.examples[k] = i
                 k += 1
         cursor[i] = k
 
@@ -103,6 +108,7 @@ def place_bag(
                 continue
             places.rows[at] = base + values[k]
             places.columns[at] = column
+            places.examples[at] = i
             if mean:
                 places.coefs[at] = np.float32(1.0 / used)
             else:
@@ -111,20 +117,36 @@ def place_bag(
         cursor[i] = at
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def pool(array: NDArray[np.float32], places: Places, features: NDArray[np.float32]) -> None:
+@njit(cache=True, nogil=True)
+def pool(
+    array: NDArray[np.float32], places: Places, first: int, features: NDArray[np.float32]
+) -> None:
     """Adds each place's weighted row to its example's features.
 
     Args:
         array: float32[rows, dim].
-        places: of B examples.
-        features: float32[B, width], added to.
+        places: of a batch.
+        first: the example of the batch that `features[0]` belongs to.
+        features: float32[n, width], added to.
     """
     dim = array.shape[1]
-    for i in prange(len(places.offsets) - 1):
-        for k in range(places.offsets[i], places.offsets[i + 1]):
-            row = places.rows[k]
-            column = places.columns[k]
+    last = places.offsets[first + len(features)]
+    for i in range(len(features)):
+        for k in range(places.offsets[first + i], places.offsets[first + i + 1]):
+            if k + AHEAD < last:
+                prefetch(array.ctypes.data + places.rows[k + AHEAD] * dim * array.itemsize)
+            row = array[places.rows[k]]
+            part = features[i, places.columns[k] : places.columns[k] + dim]
             coef = places.coefs[k]
             for j in range(dim):
-                features[i, column + j] += coef * array[row, j]
+                part[j] += coef * row[j]
+
+
+@njit(cache=True, nogil=True)
+def start_features(
+    dense: NDArray[np.float32], embedded: int, features: NDArray[np.float32]
+) -> None:
+    """features = [0 in the first `embedded` columns, then dense], float32[n, embedded + K]."""
+    for i in range(len(features)):
+        features[i, :embedded] = 0.0
+        features[i, embedded:] = dense[i]

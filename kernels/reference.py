@@ -12,11 +12,11 @@ from dpads.kernels.lookup import Places
 Array = NDArray[np.float64]
 
 
-def pool(array: NDArray[np.float32], places: Places, features: Array) -> None:
-    """Adds each place's weighted row to its example's features, float64[B, width]."""
+def pool(array: NDArray[np.float32], places: Places, first: int, features: Array) -> None:
+    """Adds each place's weighted row to the features of examples from `first` on, float64[n, width]."""
     dim = array.shape[1]
-    for i in range(len(places.offsets) - 1):
-        for k in range(places.offsets[i], places.offsets[i + 1]):
+    for i in range(len(features)):
+        for k in range(places.offsets[first + i], places.offsets[first + i + 1]):
             columns = slice(places.columns[k], places.columns[k] + dim)
             features[i, columns] += float(places.coefs[k]) * array[places.rows[k]].astype(
                 np.float64

@@ -1,42 +1,48 @@
-"""Matrix products of the private step, by torch's BLAS."""
+"""torch's threads and torch's matrix products."""
 
 from __future__ import annotations
 
-import numpy as np
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import torch
-from numpy.typing import NDArray
+from numba.extending import get_cython_function_address
 
-# Float32 products over at most SPAN examples, summed in float64. Over a batch of 65,536 aligned gradients,
-# with one unit taken from the front so that all others regroup, the rounding then stays below 2^-10 of the
-# clip norm; products over 512 examples exceed it five times. GROUP products at a time stay in cache.
-# Larger batches take float64 products, slower and beyond doubt.
-SPAN = 64
-GROUP = 8
-LARGEST_FLOAT32 = 65_536
+from dpads.kernels.blas import Blas
 
 
-def clipped_outer_sum(
-    scaled: NDArray[np.float32], inputs: NDArray[np.float32], out: NDArray[np.float64]
-) -> None:
-    """out += scaled^T inputs.
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Lets torch and its BLAS use the calling thread alone: the pool's threads have chunks of their own.
 
-    Args:
-        scaled: float32[B, n], output gradients times clip factors.
-        inputs: float32[B, m].
-        out: float64[n, m], added to.
+    torch's threads would also wait by spinning after each operation, and take the cores from the pool.
     """
-    left, right, total = torch.from_numpy(scaled), torch.from_numpy(inputs), torch.from_numpy(out)
-    if left.shape[0] > LARGEST_FLOAT32:
-        for start in range(0, left.shape[0], SPAN * SPAN):
-            end = start + SPAN * SPAN
-            total += left[start:end].double().T @ right[start:end].double()
-        return
-    whole = left.shape[0] - left.shape[0] % SPAN
-    for start in range(0, whole, SPAN * GROUP):
-        end = min(start + SPAN * GROUP, whole)
-        count = (end - start) // SPAN
-        spans = left[start:end].reshape(count, SPAN, left.shape[1]).transpose(1, 2)
-        products = torch.bmm(spans, right[start:end].reshape(count, SPAN, right.shape[1]))
-        total += products.sum(dim=0, dtype=torch.float64)
-    if whole < left.shape[0]:
-        total += left[whole:].T @ right[whole:]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def find_blas() -> Blas:
+    """torch's BLAS where its library shows it (its threads then follow torch's), else SciPy's."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if library.is_file():
+        loaded = ctypes.CDLL(str(library))
+        if hasattr(loaded, "sgemm_") and hasattr(loaded, "dgemm_"):
+            return Blas(_address(loaded.sgemm_), _address(loaded.dgemm_))
+    module = "scipy.linalg.cython_blas"
+    return Blas(
+        get_cython_function_address(module, "sgemm"), get_cython_function_address(module, "dgemm")
+    )
+
+
+def _address(function: Any) -> int:
+    """Where a C function lies."""
+    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)

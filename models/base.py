@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpads._validate import nearest
-from dpads.batch import SparseBatch
+from dpads.batch import SparseBatch, Targets
 from dpads.errors import ConfigError, DataError, MissingDependencyError
 from dpads.kernels.keys import derive_key
+from dpads.kernels.lookup import Places
 from dpads.models.layout import Layout, TableGroup, check_ids
 from dpads.schema import FeatureSchema
 
 REGISTRY: dict[str, type[Description]] = {}
+POOLED_AT_A_TIME = 1024  # examples
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,6 @@ class LinearFactors:
     output_grads: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ExampleGradients:
-    """All per-example gradients of a batch in factored form; secret.
-
-    Attributes:
-        features: float32[B, width], gradients of the losses with respect to the feature matrix.
-        linears: the tower's linear layers.
-    """
-
-    features: NDArray[np.float32]
-    linears: tuple[LinearFactors, ...]
-
-
 class Tower(ABC):
     """A backend's dense part: parameters and per-example losses over the feature matrix."""
 
@@ -64,12 +54,26 @@ class Tower(ABC):
         """Logits, [B], in the precision of `features`."""
 
     @abstractmethod
-    def losses(self, features: NDArray[Any], batch: SparseBatch) -> NDArray[Any]:
+    def losses(self, features: NDArray[Any], targets: Targets) -> NDArray[Any]:
         """Losses, [B], weights included, in the precision of `features`."""
 
     @abstractmethod
-    def gradients(self, features: NDArray[np.float32], batch: SparseBatch) -> ExampleGradients:
-        """One forward and one backward pass."""
+    def gradients(
+        self,
+        features: NDArray[np.float32],
+        targets: Targets,
+        feature_grads: NDArray[np.float32],
+    ) -> tuple[LinearFactors, ...]:
+        """One forward and one backward pass; several threads may call it at a time.
+
+        Args:
+            features: float32[n, width].
+            targets: of the n examples.
+            feature_grads: float32[n, width], written: gradients of the losses by the features.
+
+        Returns:
+            The factors of the linear layers; the same thread's next call may use their memory again.
+        """
 
 
 class Description(ABC):
@@ -206,12 +210,14 @@ class Model:
     ) -> NDArray[Any]:
         """The feature matrix, [B, width]: pooled rows of every field, then the numeric features."""
         from dpads.kernels import lookup, reference
+        from dpads.kernels.workers import over
 
         matrix = np.zeros((batch.num_examples, self.layout.width), dtype)
         pool = lookup.pool if dtype is np.float32 else reference.pool
         self.check_batch(batch)
         for group in self.layout.groups:
-            pool(self.arrays[group.name], group.places(batch), matrix)
+            array, places = self.arrays[group.name], group.places(batch)
+            over(len(matrix), POOLED_AT_A_TIME, partial(_pool, pool, array, places, matrix))
         matrix[:, self.layout.embedded :] = batch.dense
         return matrix
 
@@ -224,7 +230,7 @@ class Model:
         Returns:
             float64[B]. A unit's loss is the sum over its rows.
         """
-        return self.tower.losses(self.features(batch, np.float64), batch)
+        return self.tower.losses(self.features(batch, np.float64), batch.targets)
 
     def predict(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Predicted probabilities, or expected counts (exposure included), float32[B]."""
@@ -266,6 +272,18 @@ class Model:
                     f"got {list(state[name].shape)}."
                 )
             array[...] = state[name]
+
+
+def _pool(
+    pool: Callable[..., None],
+    array: NDArray[np.float32],
+    places: Places,
+    matrix: NDArray[Any],
+    first: int,
+    last: int,
+) -> None:
+    """Pools examples first:last."""
+    pool(array, places, first, matrix[first:last])
 
 
 def describe(table: Mapping[str, Any]) -> Description:

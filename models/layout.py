@@ -87,6 +87,7 @@ class TableGroup:
             np.empty(total, np.int64),
             np.empty(total, np.int32),
             np.empty(total, np.float32),
+            np.empty(total, np.int32),
             offsets,
         )
         cursor = offsets[:-1].copy()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dpads.batch import SparseBatch
+from dpads.batch import Targets
 from dpads.errors import ConfigError
+from dpads.kernels import feedforward
+from dpads.kernels.feedforward import LARGEST_LOG_COUNT
 from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
-from dpads.models.base import ExampleGradients, LinearFactors, Tower
+from dpads.kernels.torch_ops import find_blas
+from dpads.models.base import LinearFactors, Tower
 from dpads.schema import Task
 
-# exp(80) is about 5.5e34: still a float32, and so is its product with any exposure up to 6e3
-LARGEST_LOG_COUNT = 80.0
+_NOTHING = np.empty(0, np.float32)
 
 
 class TorchTower(Tower):
@@ -39,10 +42,12 @@ class TorchTower(Tower):
         self._module = module
         self._task = task
         self._linears: dict[str, nn.Linear] = {}
+        self._recording = threading.local()
         for name, layer in module.named_modules():
             if isinstance(layer, nn.Linear):
                 self._linears[name] = layer
                 _initialise(name, layer, master)
+                layer.register_forward_hook(self._recorder(name))
             elif any(True for _ in layer.parameters(recurse=False)):
                 raise ConfigError(
                     f'Layer "{name}" ({type(layer).__name__}) has parameters. Towers are made of '
@@ -50,6 +55,7 @@ class TorchTower(Tower):
                 )
         # Clipping re-uses activations and output gradients, so torch never forms a weight gradient.
         module.requires_grad_(False)
+        self._stack = Stack.of(module, list(self._linears))
 
     @property
     def parameters(self) -> dict[str, NDArray[np.float32]]:
@@ -62,38 +68,54 @@ class TorchTower(Tower):
             output: NDArray[Any] = self._at(features)(torch.from_numpy(features)).numpy()
         return output
 
-    def losses(self, features: NDArray[Any], batch: SparseBatch) -> NDArray[Any]:
+    def losses(self, features: NDArray[Any], targets: Targets) -> NDArray[Any]:
         """Losses, [B], weights included."""
         with torch.no_grad():
             logits = self._at(features)(torch.from_numpy(features))
-            values: NDArray[Any] = example_losses(self._task, logits, batch).numpy()
+            values: NDArray[Any] = example_losses(self._task, logits, targets).numpy()
         return values
 
-    def gradients(self, features: NDArray[np.float32], batch: SparseBatch) -> ExampleGradients:
+    def gradients(
+        self,
+        features: NDArray[np.float32],
+        targets: Targets,
+        feature_grads: NDArray[np.float32],
+    ) -> tuple[LinearFactors, ...]:
         """One forward and one backward pass; autograd stops at activations and features."""
+        if self._stack is not None:
+            counts = self._task == "count"
+            return self._stack.gradients(features, targets, feature_grads, counts=counts)
         recorded: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-        handles = [
-            layer.register_forward_hook(_recorder(name, recorded))
-            for name, layer in self._linears.items()
-        ]
+        self._recording.calls = recorded
         try:
             leaf = torch.from_numpy(features).requires_grad_(True)
-            loss = example_losses(self._task, self._module(leaf), batch).sum()
+            loss = example_losses(self._task, self._module(leaf), targets).sum()
         finally:
-            for handle in handles:
-                handle.remove()
+            self._recording.calls = None
         outputs = [output for _, _, output in recorded]
         grads = torch.autograd.grad(loss, [leaf, *outputs])
-        linears = tuple(
+        feature_grads[...] = grads[0].numpy()
+        return tuple(
             LinearFactors(
                 weight=f"{name}.weight",
                 bias=None if self._linears[name].bias is None else f"{name}.bias",
-                inputs=inputs.detach().numpy(),
-                output_grads=grad.numpy(),
+                inputs=np.ascontiguousarray(inputs.detach().numpy()),
+                output_grads=np.ascontiguousarray(grad.numpy()),
             )
             for (name, inputs, _), grad in zip(recorded, grads[1:], strict=True)
         )
-        return ExampleGradients(grads[0].numpy(), linears)
+
+    def _recorder(
+        self, name: str
+    ) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        """A hook that keeps a layer's inputs and output, where this thread records."""
+
+        def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            calls = getattr(self._recording, "calls", None)
+            if calls is not None:
+                calls.append((name, inputs[0], output))
+
+        return hook
 
     def _at(self, features: NDArray[Any]) -> nn.Module:
         """The module in the precision of the features."""
@@ -102,33 +124,104 @@ class TorchTower(Tower):
         return copy.deepcopy(self._module).double()
 
 
-def example_losses(task: Task, logits: torch.Tensor, batch: SparseBatch) -> torch.Tensor:
+class Stack:
+    """Linear and ReLU layers in turn, down to one logit, whose gradients one kernel computes.
+
+    Args:
+        linears: the layers by name, in order; their parameters move into one array and stay views of it.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Linear]) -> None:
+        self._names = list(linears)
+        layers = list(linears.values())
+        self._widths = np.array(
+            [layers[0].in_features, *(layer.out_features for layer in layers)], np.int64
+        )
+        self._parameters = np.concatenate(
+            [value.numpy().reshape(-1) for layer in layers for value in (layer.weight, layer.bias)]
+        )
+        at = 0
+        for layer in layers:
+            for value in (layer.weight, layer.bias):
+                kept = self._parameters[at : at + value.numel()].reshape(tuple(value.shape))
+                value.data = torch.from_numpy(kept)
+                at += value.numel()
+        self._memory = threading.local()
+
+    @classmethod
+    def of(cls, module: nn.Module, names: list[str]) -> Stack | None:
+        """The module as a stack, or None where it is something else."""
+        if not isinstance(module, nn.Sequential) or not names:
+            return None
+        *body, last, squeeze = module
+        linears = [layer for layer in (*body[::2], last) if isinstance(layer, nn.Linear)]
+        relus = [layer for layer in body[1::2] if type(layer) is nn.ReLU]
+        if (
+            len(linears) + len(relus) + 1 == len(module)
+            and all(layer.bias is not None for layer in linears)
+            and linears[-1].out_features == 1
+            and isinstance(squeeze, nn.Flatten)
+        ):
+            return cls(dict(zip(names, linears, strict=True)))
+        return None
+
+    def gradients(
+        self,
+        features: NDArray[np.float32],
+        targets: Targets,
+        feature_grads: NDArray[np.float32],
+        *,
+        counts: bool,
+    ) -> tuple[LinearFactors, ...]:
+        """One forward and one backward pass; this thread's next call uses the memory again."""
+        n, widths = len(features), self._widths
+        total = int(widths[1:].sum())
+        kept = getattr(self._memory, "kept", None)
+        if kept is None or len(kept) < 2 * n * total:
+            kept = self._memory.kept = np.empty(2 * n * total, np.float32)
+        activations, output_grads = kept[: n * total], kept[n * total : 2 * n * total]
+        losses = feedforward.Losses(
+            counts,
+            targets.labels,
+            _NOTHING if targets.weights is None else targets.weights,
+            _NOTHING if targets.exposure is None else targets.exposure,
+        )
+        feedforward.forward_backward(
+            find_blas(),
+            self._parameters,
+            widths,
+            features,
+            losses,
+            activations,
+            output_grads,
+            feature_grads,
+        )
+        linears, inputs, here = [], features, 0
+        for name, width in zip(self._names, widths[1:].tolist(), strict=True):
+            part = slice(here, here + n * width)
+            grads = output_grads[part].reshape(n, width)
+            linears.append(LinearFactors(f"{name}.weight", f"{name}.bias", inputs, grads))
+            inputs = activations[part].reshape(n, width)
+            here += n * width
+        return tuple(linears)
+
+
+def example_losses(task: Task, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     """Per-example losses in the precision of the logits: logistic, or Poisson without log y!."""
-    labels = torch.from_numpy(batch.labels).to(logits.dtype)
+    labels = torch.from_numpy(targets.labels).to(logits.dtype)
     if task == "count":
         log_mean = logits
-        if batch.exposure is not None:
-            log_mean = logits + torch.from_numpy(batch.exposure).to(logits.dtype).log()
+        if targets.exposure is not None:
+            log_mean = logits + torch.from_numpy(targets.exposure).to(logits.dtype).log()
         # exp grows linearly beyond the bound, so that neither loss nor gradient overflows
         inside = log_mean.clamp(max=LARGEST_LOG_COUNT)
         beyond = log_mean - inside
         losses = inside.exp() * (1.0 + beyond) - labels * log_mean
     else:
         losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    if batch.weights is not None:
-        losses = losses * torch.from_numpy(batch.weights).to(logits.dtype)
+    if targets.weights is not None:
+        losses = losses * torch.from_numpy(targets.weights).to(logits.dtype)
     return losses
-
-
-def _recorder(
-    name: str, recorded: list[tuple[str, torch.Tensor, torch.Tensor]]
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-    """A hook that keeps a layer's inputs and output."""
-
-    def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        recorded.append((name, inputs[0], output))
-
-    return hook
 
 
 def _initialise(name: str, layer: nn.Linear, master: bytes) -> None:

@@ -146,13 +146,15 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
         assert norm <= 1 + 2.0**-10
 
 
-@pytest.mark.parametrize("rows", [65_536, 65_537])
-def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_sensitivity(
+@pytest.mark.parametrize("rows", [4096, 16_384, 16_385, 65_536, 65_537])
+def test_neighbouring_batches_of_aligned_gradients_differ_by_at_most_the_sensitivity(
     rows: int,
 ) -> None:
     # Aligned, nearly equal gradients of norm C are the worst case: roundings go one way. Taking a unit from
     # the front regroups all others.
-    from dpads.kernels.torch_ops import clipped_outer_sum
+    from dpads.clipping import CHUNK
+    from dpads.kernels import clip
+    from dpads.kernels.torch_ops import find_blas
 
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -161,8 +163,20 @@ def test_neighbouring_batches_of_65536_aligned_gradients_differ_by_at_most_the_s
         left = np.full((rows, 1), rng.uniform(0.9, 1), np.float32)
         sums = []
         for start in (0, 1):
-            total = np.zeros((1, 64))
-            clipped_outer_sum(left[start:], np.ascontiguousarray(right[start:]), total)
+            total, scratch = np.zeros((1, 64)), np.empty((CHUNK, 1), np.float32)
+            for first in range(start, rows, CHUNK):
+                part = left[first : first + CHUNK]
+                clip.add_clipped_layer(
+                    find_blas(),
+                    part,
+                    right[first : first + CHUNK],
+                    np.ones(len(part), np.float32),
+                    clip.span_of(rows - start),
+                    scratch[: len(part)],
+                    np.empty((1, 64), np.float32),
+                    total,
+                    np.empty(0),
+                )
             sums.append(total)
         own = float(np.linalg.norm(left[0].astype(float)) * np.linalg.norm(right[0].astype(float)))
         assert np.linalg.norm(sums[0] - sums[1]) <= own + 2.0**-11

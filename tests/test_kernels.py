@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import mpmath
-import numba
 import numpy as np
 import pytest
 from brute_force import ROWS, batches, schema_of
@@ -37,8 +36,8 @@ def test_pool_equals_reference(data: Any) -> None:
     )
     found = np.zeros((batch.num_examples, layout.width), np.float32)
     expected = np.zeros((batch.num_examples, layout.width))
-    lookup.pool(array, places, found)
-    reference.pool(array, places, expected)
+    lookup.pool(array, places, 0, found)
+    reference.pool(array, places, 0, expected)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -53,7 +52,7 @@ def test_square_norms_and_sums_equal_reference(data: Any) -> None:
         offsets = np.arange(batch.num_examples + 1)
     units = len(offsets) - 1
     squares, parts = np.zeros(units), np.zeros(units)
-    clip.square_norms_merged(grads, places, dim, offsets, squares, parts)
+    clip.square_norms_merged(grads, places, 0, dim, offsets, squares, parts)
     inputs = rng.normal(size=(batch.num_examples, 4)).astype(np.float32)
     linear, linear_parts = np.zeros(units), np.zeros(units)
     clip.linear_square_norms(inputs, grads, 1.0, offsets, linear, linear_parts)
@@ -61,10 +60,10 @@ def test_square_norms_and_sums_equal_reference(data: Any) -> None:
     spread = np.empty(batch.num_examples, np.float32)
     clip.spread_to_examples(factors, offsets, spread)
     runs = merge_runs(places.rows)
-    examples = np.empty(len(places.rows), np.int64)
-    clip.place_examples(places.offsets, examples)
     sums = np.empty((len(runs.rows), dim))
-    clip.merged_sum(grads, places, examples, spread, runs, sums)
+    half = len(sums) // 2
+    clip.merged_sum(grads, places, spread, runs, 0, sums[:half])
+    clip.merged_sum(grads, places, spread, runs, half, sums[half:])
     total: dict[int, Any] = {int(row): np.zeros(dim) for row in runs.rows}
     for u, (first, last) in enumerate(pairwise(offsets)):
         rows = reference.unit_table_gradient(grads, places, dim, first, last)
@@ -92,7 +91,10 @@ def test_merge_runs_is_a_stable_sort(rows: list[int]) -> None:
     assert np.array_equal(runs.starts, [*starts, len(array)])
 
 
-def test_examples_that_cannot_repeat_a_row_take_the_short_way_with_the_same_result() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_examples_that_cannot_repeat_a_row_take_the_short_way_with_the_same_result(
+    whole: bool,
+) -> None:
     rng = np.random.default_rng(0)
     size, fields, dim = 50, 4, 3
     rows = (rng.integers(0, ROWS, (size, fields)) + ROWS * np.arange(fields)).reshape(-1)
@@ -100,12 +102,17 @@ def test_examples_that_cannot_repeat_a_row_take_the_short_way_with_the_same_resu
         rows,
         np.tile(np.arange(fields) * dim, size).astype(np.int32),
         np.ones(size * fields, np.float32),
+        np.repeat(np.arange(size), fields).astype(np.int32),
         np.arange(size + 1) * fields,
     )
-    grads = rng.normal(size=(size, fields * dim)).astype(np.float32)
+    kept = np.ones(len(rows), bool) if whole else rng.random(len(rows)) < 0.9
+    offsets = np.concatenate([[0], np.cumsum(kept.reshape(size, fields).sum(axis=1))])
+    places = lookup.Places(*(part[kept] for part in places[:-1]), offsets)
+    grads = rng.normal(size=(size, 2 + fields * dim)).astype(np.float32)
     short, long, parts = np.zeros(size), np.zeros(size), np.zeros(size)
-    clip.square_norms_distinct(grads, places, dim, short)
-    clip.square_norms_merged(grads, places, dim, np.arange(size + 1), long, parts)
+    clip.square_norms_distinct(grads[10:], places, 10, dim, fields, short[10:])
+    clip.square_norms_distinct(grads[:10], places, 0, dim, fields, short[:10])
+    clip.square_norms_merged(grads, places, 0, dim, np.arange(size + 1), long, parts)
     np.testing.assert_allclose(short, long, rtol=1e-12)
 
 
@@ -118,35 +125,6 @@ def test_clip_factors(norm: float) -> None:
         return
     assert float(factors[0]) * norm <= 1.0
     assert factors[0] == pytest.approx(reference.clip_factor([np.array([norm])], 1.0), rel=1e-6)
-
-
-def test_sums_do_not_depend_on_threads_to_the_bit() -> None:
-    rng = np.random.default_rng(1)
-    schema = schema_of()
-    layout = Mlp(embedding_dim=4, hidden=(2,)).layout(schema)
-    size = 700
-    rows = rng.integers(0, 9, size * 3)
-    places = lookup.Places(
-        rows,
-        np.tile(np.arange(3) * 4, size).astype(np.int32),
-        rng.uniform(0, 2, size * 3).astype(np.float32),
-        np.arange(size + 1) * 3,
-    )
-    grads = rng.normal(size=(size, layout.width)).astype(np.float32)
-    runs = merge_runs(rows)
-    examples = np.repeat(np.arange(size), 3)
-    factors = rng.uniform(0, 1, size).astype(np.float32)
-    threads = numba.get_num_threads()
-    results = []
-    for number in (1, threads):
-        numba.set_num_threads(number)
-        out, squares, parts = np.empty((len(runs.rows), 4)), np.zeros(size), np.zeros(size)
-        clip.merged_sum(grads, places, examples, factors, runs, out)
-        clip.square_norms_merged(grads, places, 4, np.arange(size + 1), squares, parts)
-        results.append((out, squares))
-    numba.set_num_threads(threads)
-    assert np.array_equal(results[0][0], results[1][0])
-    assert np.array_equal(results[0][1], results[1][1])
 
 
 def test_a_group_beyond_32_bit_row_addresses_is_refused() -> None:

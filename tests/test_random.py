@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from scipy import stats
 
-from dpads.kernels import chacha, gaussian, poisson
+from dpads.kernels import chacha, gaussian, poisson, workers
 from dpads.kernels.keys import derive_key, fresh_master_key
 
 KEY = np.frombuffer(bytes(range(32)), "<u4").copy()
@@ -129,12 +128,10 @@ def test_a_normal_depends_on_its_address_alone(dim: int) -> None:
     whole = np.empty((5000, dim), np.float32)
     gaussian.fill_normals(key, np.arange(5000), 9, whole)
     some = np.empty((len(rows), dim), np.float32)
-    threads = numba.get_num_threads()
-    for number in (1, threads):
-        numba.set_num_threads(number)
+    for number in (1, 3, None):
+        workers.set_threads(number)
         gaussian.fill_normals(key, rows, 9, some)
         assert np.array_equal(some, whole[rows])
-    numba.set_num_threads(threads)
     later = np.empty((5000, dim), np.float32)
     gaussian.fill_normals(key, np.arange(5000), 9 + 2**32, later)
     assert abs(np.corrcoef(whole.ravel(), later.ravel())[0, 1]) < 5 / np.sqrt(5000 * dim)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,7 +19,7 @@ from dpads.checkpoint import CheckpointFolder
 from dpads.errors import CheckpointError, ConfigError
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.sampling import PoissonSampler
-from dpads.training import Performance, Progress, Trainer, TrainingSettings, set_threads
+from dpads.training import Performance, Progress, Trainer, TrainingSettings
 
 MLP = dpads.models.Mlp(embedding_dim=4, hidden=(6,))
 UNITS = 400
@@ -425,18 +424,3 @@ def test_the_kernels_do_not_depend_on_threads_in_a_whole_run(store: Any) -> None
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_the_default_number_of_threads_respects_numbas_own_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = numba.get_num_threads()
-    try:
-        monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
-        set_threads(None)
-        assert numba.get_num_threads() == 1
-        with pytest.raises(ConfigError, match="at most the number of cores"):
-            set_threads(10_000)
-    finally:
-        monkeypatch.undo()
-        set_threads(before)

@@ -1,0 +1,135 @@
+"""Forward and backward of a stack of linear and ReLU layers in one call, for one thread's chunk of examples.
+
+The same mathematics as autograd's; without torch's and Python's cost per operation, which threads would
+spend waiting for each other's GIL.
+
+    parameters   | W0 (out0 x in0) | b0 (out0) | W1 | b1 | ... |
+    activations  | layer 0: n x out0 | layer 1: n x out1 | ... | logits: n |
+    gradients    likewise
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from dpads.kernels.blas import Blas, times, times_transposed
+
+# exp(80) is about 5.5e34: still a float32, and so is its product with any exposure up to 6e3
+LARGEST_LOG_COUNT = 80.0
+
+
+class Losses(NamedTuple):
+    """What the losses need beside the logits.
+
+    Attributes:
+        counts: whether the loss is Poisson's, else logistic.
+        labels: float32[n].
+        weights: float32[n], or empty for none.
+        exposure: float32[n], or empty for none.
+    """
+
+    counts: bool
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    exposure: NDArray[np.float32]
+
+
+@njit(cache=True, nogil=True)
+def loss_gradients(losses: Losses, logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Derivatives of the examples' losses by their logits, float32[n]."""
+    for i in range(len(logits)):
+        logit = np.float64(logits[i])
+        if losses.counts:
+            if len(losses.exposure) > 0:
+                logit += np.log(np.float64(losses.exposure[i]))
+            mean = np.exp(LARGEST_LOG_COUNT) if logit > LARGEST_LOG_COUNT else np.exp(logit)
+        elif logit >= 0.0:
+            mean = 1.0 / (1.0 + np.exp(-logit))
+        else:
+            mean = 1.0 - 1.0 / (1.0 + np.exp(logit))
+        value = mean - np.float64(losses.labels[i])
+        if len(losses.weights) > 0:
+            value *= np.float64(losses.weights[i])
+        out[i] = np.float32(value)
+
+
+@njit(cache=True, nogil=True)
+def forward_backward(
+    blas: Blas,
+    parameters: NDArray[np.float32],
+    widths: NDArray[np.int64],
+    features: NDArray[np.float32],
+    losses: Losses,
+    activations: NDArray[np.float32],
+    output_grads: NDArray[np.float32],
+    feature_grads: NDArray[np.float32],
+) -> None:
+    """Activations, and gradients of every example's loss by the features and by every layer's output.
+
+    Args:
+        blas: from `find_blas`.
+        parameters: float32, weights and biases of all layers.
+        widths: int64[layers + 1], from the features' width down to 1.
+        features: float32[n, widths[0]].
+        losses: of the n examples.
+        activations: float32[n * sum(widths[1:])], written.
+        output_grads: float32[n * sum(widths[1:])], written.
+        feature_grads: float32[n, widths[0]], written.
+    """
+    n = len(features)
+    layers = len(widths) - 1
+    weight_at = 0
+    here = 0
+    inputs = features
+    for layer in range(layers):
+        width_in, width_out = widths[layer], widths[layer + 1]
+        bias_at = weight_at + width_out * width_in
+        weight = parameters[weight_at:bias_at].reshape((width_out, width_in))
+        outputs = activations[here : here + n * width_out].reshape((n, width_out))
+        times_transposed(blas, inputs, weight, outputs)
+        _add_bias(outputs, parameters[bias_at : bias_at + width_out], layer < layers - 1)
+        weight_at = bias_at + width_out
+        here += n * width_out
+        inputs = outputs
+    here -= n
+    loss_gradients(losses, activations[here : here + n], output_grads[here : here + n])
+    for layer in range(layers - 1, -1, -1):
+        width_in, width_out = widths[layer], widths[layer + 1]
+        weight_at -= width_out * width_in + width_out
+        weight = parameters[weight_at : weight_at + width_out * width_in]
+        outer = output_grads[here : here + n * width_out].reshape((n, width_out))
+        here -= n * width_in
+        inner = feature_grads
+        if layer > 0:
+            inner = output_grads[here : here + n * width_in].reshape((n, width_in))
+        times(blas, outer, weight.reshape((width_out, width_in)), inner)
+        if layer > 0:
+            _mask(activations[here : here + n * width_in], inner.reshape(n * width_in))
+
+
+@njit(cache=True, nogil=True)
+def _add_bias(outputs: NDArray[np.float32], bias: NDArray[np.float32], relu: bool) -> None:
+    """outputs += bias, then max(outputs, 0) where `relu`; NaN stays NaN."""
+    for i in range(len(outputs)):
+        row = outputs[i]
+        if relu:
+            for j in range(len(bias)):
+                value = row[j] + bias[j]
+                if value <= np.float32(0.0):
+                    value = np.float32(0.0)
+                row[j] = value
+        else:
+            for j in range(len(bias)):
+                row[j] += bias[j]
+
+
+@njit(cache=True, nogil=True)
+def _mask(outputs: NDArray[np.float32], gradients: NDArray[np.float32]) -> None:
+    """Zero gradients where ReLU gave zero."""
+    for i in range(len(outputs)):
+        if outputs[i] <= np.float32(0.0):
+            gradients[i] = 0.0
