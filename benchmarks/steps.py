@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,8 @@ ROWS: Final = (100_000, 1_000_000, 10_000_000, 100_000_000)
 BATCHES: Final = (1024, 4096, 16384)
 EXAMPLES: Final = 37_000_000  # a public size that gives realistic sampling probabilities
 
+
+BLOCK, WARM_TURNS = 4, 2  # steps of one variant in a row
 
 HEADER: Final = (
     "| tower | rows | batch | private | without noise | PyTorch sparse | private / PyTorch "
@@ -134,22 +136,25 @@ def torch_step(rows: int, size: int, tower: str) -> Callable[[Any], None]:
 
 def measure(rows: int, size: int, tower: str, turns: int) -> dict[str, Any]:
     """One cell of the grid, in this process."""
-    warm = 5
+    steps = (WARM_TURNS + turns) * BLOCK
     variants = {
-        "private": dpads_step(rows, size, tower, 0.8, turns + warm),
-        "non-private": dpads_step(rows, size, tower, 0.0, turns + warm),
+        "private": dpads_step(rows, size, tower, 0.8, steps),
+        "non-private": dpads_step(rows, size, tower, 0.0, steps),
         "PyTorch": torch_step(rows, size, tower),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     feed = batches(rows, size, seed=0)
-    for turn in range(turns + warm):
+    for turn in range(WARM_TURNS + turns):
         order = list(variants) if turn % 2 else list(variants)[::-1]
-        batch = next(feed)
+        block = list(islice(feed, BLOCK))
         for name in order:
+            # the first step of a block meets the caches and waiting threads of another variant
+            variants[name](block[0])
             begin = time.perf_counter()
-            variants[name](batch)
-            if turn >= warm:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+            for batch in block[1:]:
+                variants[name](batch)
+            if turn >= WARM_TURNS:
+                times[name].append(1e3 * (time.perf_counter() - begin) / (BLOCK - 1))
 
     def ratio(first: str, second: str) -> float:
         pairs = zip(times[first], times[second], strict=True)
@@ -202,7 +207,7 @@ def main() -> None:
     parser.add_argument("--rows", type=float, nargs="*", default=list(ROWS))
     parser.add_argument("--batch", type=int, nargs="*", default=list(BATCHES))
     parser.add_argument("--tower", nargs="*", default=list(TOWERS), choices=list(TOWERS))
-    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--cell", action="store_true", help="measure one cell here and print it")
     arguments = parser.parse_args()
     if arguments.cell:

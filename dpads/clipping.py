@@ -15,40 +15,17 @@ from dpads._validate import nearest
 from dpads.batch import SparseBatch
 from dpads.errors import ConfigError
 from dpads.kernels import clip
-from dpads.kernels.lookup import Places, pool, start_features
-from dpads.kernels.merge import Runs, merge_runs
+from dpads.kernels.lookup import pool, start_features
+from dpads.kernels.merge import merge_runs
 from dpads.kernels.workers import get_workers, over
 from dpads.models.base import LinearFactors, Model
-from dpads.models.layout import TableGroup
+from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 
 # Examples that a thread takes at a time: their features and activations stay in its second-level cache.
 CHUNK = 512
 CHUNK_STEP = 64
 SUMMED_AT_A_TIME = 1 << 16
 _NO_BIAS = np.empty(0)
-
-
-@dataclass(frozen=True)
-class RowSums:
-    """Sums of clipped gradients of one group's touched rows, computed where and when they are applied.
-
-    Attributes:
-        rows: int64[k], distinct, rising, rows of the group's array.
-        part: part(first, last) gives the sums of rows[first:last], float64[last - first, dim].
-    """
-
-    rows: NDArray[np.int64]
-    part: Callable[[int, int], NDArray[np.float64]]
-
-    @classmethod
-    def of(cls, rows: NDArray[np.int64], values: NDArray[np.float64]) -> RowSums:
-        """Sums that are known already, float64[k, dim]."""
-        return cls(rows, lambda first, last: values[first:last])
-
-    @property
-    def values(self) -> NDArray[np.float64]:
-        """All sums, float64[k, dim]."""
-        return self.part(0, len(self.rows))
 
 
 @dataclass(frozen=True)
@@ -83,14 +60,6 @@ class ClippedGradients:
     norms: NDArray[np.float64]
     dense: dict[str, NDArray[np.float32]]
     tables: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
-
-
-@dataclass(frozen=True)
-class Reads:
-    """The places where one batch reads one group, and the same places sorted by row."""
-
-    places: Places
-    runs: Runs
 
 
 class Workspace:
@@ -147,15 +116,6 @@ def clip_batch(
     return job.total(), job.norms
 
 
-def batch_reads(model: Model, batch: SparseBatch) -> dict[str, Reads]:
-    """For every group of tables, where the batch reads it."""
-    reads = {}
-    for group in model.layout.groups:
-        places = group.places(batch)
-        reads[group.name] = Reads(places, merge_runs(places.rows))
-    return reads
-
-
 class ChunkedClipping:
     """One batch on its way to its clipped sum.
 
@@ -202,7 +162,12 @@ class ChunkedClipping:
             get_workers().run([task(lane) for lane in range(len(lanes))])
         return ClippedSum(
             {name: self._sum_lanes([lane[name] for lane in dense]) for name in dense[0]},
-            {group.name: self._row_sums(group) for group in self._model.layout.groups},
+            {
+                group.name: PlacedSums(
+                    self._reads[group.name], self._feature_grads, self._factors, group.dim
+                )
+                for group in self._model.layout.groups
+            },
             self._l2_clip_norm,
         )
 
@@ -218,18 +183,6 @@ class ChunkedClipping:
                 ),
             )
         return parts[0]
-
-    def _row_sums(self, group: TableGroup) -> RowSums:
-        """The sums of one group's rows, gathered when they are asked for."""
-        places, runs = self._reads[group.name].places, self._reads[group.name].runs
-        grads, factors = self._feature_grads, self._factors
-
-        def part(first: int, last: int) -> NDArray[np.float64]:
-            values = np.empty((last - first, group.dim))
-            clip.merged_sum(grads, places, factors, runs, first, values)
-            return values
-
-        return RowSums(runs.rows, part)
 
     def _lanes(self) -> list[list[tuple[int, int]]]:
         """Chunks of units for every thread; at least one chunk, possibly empty, in all."""
@@ -345,7 +298,7 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
         runs = merge_runs(np.concatenate([one.rows, two.rows]))
         values = np.concatenate([one.values, two.values])[runs.order]
         merged = np.add.reduceat(values, runs.starts[:-1]) if len(values) else values
-        groups[name] = RowSums.of(runs.rows, merged)
+        groups[name] = KnownSums(runs.rows, merged)
     return ClippedSum(dense, groups, first.l2_clip_norm)
 
 

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads._validate import nearest
-from dpads.clipping import RowSums
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy
 from dpads.kernels.workers import Task, get_workers
 from dpads.noise import RunKeys, to_public_grid
 from dpads.optimizers import Sgd
+from dpads.row_sums import RowSums
 from dpads.schedules import learning_rates
 
 TableNoise = Literal["lazy", "dense"]
 FLUSH_ROWS = 1 << 20
-ROWS_AT_A_TIME = 4096  # their sums stay in the second-level cache until they are added
+ROWS_AT_A_TIME = 4096
 
 
 class TableUpdate:
@@ -129,12 +129,8 @@ class TableMechanism(ABC):
         """Tasks that add `factor` times the sums to the rows."""
 
         def addition(first: int) -> Task:
-            def task() -> None:
-                rows = clipped.rows[first : first + ROWS_AT_A_TIME]
-                sums = clipped.part(first, first + len(rows))
-                lazy.add_rows(self._array, rows, sums, factor)
-
-            return task
+            last = min(first + ROWS_AT_A_TIME, len(clipped.rows))
+            return lambda: clipped.add_to(self._array, first, last, factor)
 
         return [addition(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
 

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from dpads.accounting.ledger import Ledger
 from dpads.batch import SparseBatch
 from dpads.checkpoint import Checkpoint, CheckpointFolder
-from dpads.clipping import ClippedSum, Reads, Workspace, add_sums, batch_reads, clip_batch
+from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
 from dpads.errors import CheckpointError, ConfigError
 from dpads.kernels.keys import fresh_master_key
-from dpads.kernels.workers import available_cores, get_workers, set_threads
+from dpads.kernels.workers import available_cores, followed_by, get_workers, set_threads
 from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import (
     check_table_optimizer,
 )
 from dpads.plan import Plan
+from dpads.row_sums import Reads, batch_reads
 from dpads.sampling import PoissonSampler
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
@@ -246,13 +247,13 @@ class Trainer:
 
         with single_threaded():
             total = self._clipped_sum(self._taken_or_prepared())
-            gradient, tasks = self._noise.prepare(total, self.iteration)
+            gradient, noise = self._noise.prepare(total, self.iteration)
+            tasks = followed_by(noise, lambda: self._tower.apply(gradient))
             for name, tables in self._tables.items():
                 tasks += tables.update(total.groups[name])
             get_workers().run([self._prepare_next, *tasks])
             for tables in self._tables.values():
                 tables.advance()
-            self._tower.apply(gradient)
         self.iteration += 1
 
     def _prepare_next(self) -> None:

@@ -145,10 +145,14 @@ def times(
 
 @njit(cache=True, nogil=True)
 def transposed_times(
-    blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
+    blas: Blas,
+    left: NDArray[np.float32],
+    first: int,
+    right: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
-    """out[m, k] = left[n, m]^T right[n, k], C-contiguous float32."""
-    n, m, k = left.shape[0], left.shape[1], right.shape[1]
+    """out[m, k] = left[n, first:first + m]^T right[n, k], C-contiguous float32."""
+    n, m, k = left.shape[0], out.shape[0], right.shape[1]
     if n > 0 and m > 0 and k > 0:
         _sgemm(
             blas.sgemm,
@@ -159,8 +163,8 @@ def transposed_times(
             n,
             right.ctypes.data,
             k,
-            left.ctypes.data,
-            m,
+            left.ctypes.data + first * left.itemsize,
+            left.shape[1],
             float32(0.0),
             out.ctypes.data,
             k,

@@ -8,7 +8,9 @@ from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
 
-AHEAD = 24  # places; by then the memory has answered
+# By then the memory has answered.
+AHEAD = 24  # places
+ROWS_AHEAD = 8  # rows, each with several places
 
 
 def _prefetch_of(_context: Any, address: Any) -> Any:

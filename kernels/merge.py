@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, uint32
 from numpy.typing import NDArray
 
-DIGIT_BITS = 11
+DIGIT_BITS = 12  # two passes up to 2^24 rows
 
 
 class Runs(NamedTuple):
     """Places sorted by row.
 
     Attributes:
-        order: int64[nnz], places in order of their row, equal rows in the order given.
+        order: int32[nnz], places in order of their row, equal rows in the order given.
         starts: int64[k + 1], run r is `order[starts[r]:starts[r + 1]]`.
         rows: int64[k], the row of each run, rising.
     """
 
-    order: NDArray[np.int64]
+    order: NDArray[np.int32]
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
 
@@ -30,47 +30,42 @@ def merge_runs(rows: NDArray[np.int64]) -> Runs:
     """Sorts places by row, in time linear in their number.
 
     Args:
-        rows: int64[nnz], non-negative.
+        rows: int64[nnz], from 0 to 2^32 - 1; nnz below 2^31.
     """
     n = len(rows)
-    order = np.arange(n)
-    if n == 0:
-        return Runs(order, np.zeros(1, np.int64), rows.copy())
-    keys = rows.copy()
-    other_keys = np.empty_like(keys)
-    other = np.empty_like(order)
-    largest = keys.max()
-    buckets = 1 << DIGIT_BITS
-    counts = np.empty(buckets, np.int64)
+    keys, order = np.empty(n, np.uint32), np.empty(n, np.int32)
+    other_keys, other = np.empty(n, np.uint32), np.empty(n, np.int32)
+    largest = uint32(0)
+    for i in range(n):
+        keys[i] = uint32(rows[i])
+        order[i] = i
+        largest = max(largest, keys[i])
+    mask = uint32((1 << DIGIT_BITS) - 1)
+    starts = np.empty(1 << DIGIT_BITS, np.int32)
     shift = 0
-    while shift == 0 or (largest >> shift) > 0:
-        counts[:] = 0
+    while shift == 0 or (shift < 32 and (largest >> uint32(shift)) > 0):
+        starts[:] = 0
         for i in range(n):
-            counts[(keys[i] >> shift) & (buckets - 1)] += 1
+            starts[(keys[i] >> uint32(shift)) & mask] += 1
         total = 0
-        for b in range(buckets):
-            count = counts[b]
-            counts[b] = total
+        for digit in range(len(starts)):
+            count = starts[digit]
+            starts[digit] = total
             total += count
         for i in range(n):
-            digit = (keys[i] >> shift) & (buckets - 1)
-            at = counts[digit]
-            counts[digit] = at + 1
+            digit = (keys[i] >> uint32(shift)) & mask
+            at = starts[digit]
+            starts[digit] = at + 1
             other_keys[at] = keys[i]
             other[at] = order[i]
         keys, other_keys = other_keys, keys
         order, other = other, order
         shift += DIGIT_BITS
-    distinct = 1
-    for i in range(1, n):
-        distinct += keys[i] != keys[i - 1]
-    starts = np.empty(distinct + 1, np.int64)
-    unique = np.empty(distinct, np.int64)
-    run = 0
-    for i in range(n):
-        if i == 0 or keys[i] != keys[i - 1]:
-            starts[run] = i
-            unique[run] = keys[i]
-            run += 1
-    starts[distinct] = n
-    return Runs(order, starts, unique)
+    ends = np.zeros(n + 1, np.int64)
+    unique = np.empty(n, np.int64)
+    run = -1
+    for i in range(n):  # without a branch, for whether a key is new cannot be foreseen
+        run += i == 0 or keys[i] != keys[i - 1]
+        unique[run] = keys[i]
+        ends[run + 1] = i + 1
+    return Runs(order, ends[: run + 2], unique[: run + 1])

@@ -63,6 +63,28 @@ class Workers:
 _workers: Workers | None = None
 
 
+def followed_by(tasks: Sequence[Task], last: Task) -> list[Task]:
+    """Tasks of which the one that ends last runs `last` after it; for a part of a list that `run` gets."""
+    if not tasks:
+        return [last]
+    lock = threading.Lock()
+    left = len(tasks)
+
+    def wrap(task: Task) -> Task:
+        def wrapped() -> None:
+            nonlocal left
+            task()
+            with lock:
+                left -= 1
+                done = left == 0
+            if done:
+                last()
+
+        return wrapped
+
+    return [wrap(task) for task in tasks]
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -183,7 +183,8 @@ def test_neighbouring_batches_of_aligned_gradients_differ_by_at_most_the_sensiti
 
 
 def test_neighbouring_sums_of_a_whole_model_differ_by_at_most_the_sensitivity() -> None:
-    from dpads.clipping import batch_reads, clip_batch
+    from dpads.clipping import clip_batch
+    from dpads.row_sums import batch_reads
 
     size = 65_536
     schema = dpads.FeatureSchema(task="ctr", label="y", numeric=["n"], categorical=["a"], buckets=3)
@@ -225,7 +226,8 @@ def test_gradients_of_any_size_stay_within_the_clip_norm(exponent: float) -> Non
 
 
 def test_physical_batches_do_not_change_the_sum() -> None:
-    from dpads.clipping import add_sums, batch_reads, clip_batch
+    from dpads.clipping import add_sums, clip_batch
+    from dpads.row_sums import batch_reads
 
     schema = schema_of()
     rng = np.random.default_rng(8)

@@ -15,7 +15,7 @@ LAYERS = [
     {"models", "accounting"},
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
-        "schedules", "optimizers", "tower_optimizer", "row_keys", "synthetic",
+        "row_sums", "schedules", "optimizers", "tower_optimizer", "row_keys", "synthetic",
     },
     {"training", "checkpoint", "evaluation"},
     {"cli", "report", "record", "run"},

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpads.clipping import RowSums
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy, reference
 from dpads.noise import RunKeys
 from dpads.optimizers import Adam, Sgd, check_table_optimizer
+from dpads.row_sums import KnownSums
 from dpads.schedules import learning_rates
 from dpads.tables import DenseTables, LazyTables, TableMechanism, TableUpdate
 
@@ -54,7 +54,7 @@ def _train(
             seen[t] = array.astype(np.float64)
         rows = _touched(t)
         tables.bring_up_to_date(rows)
-        tables.step(RowSums.of(rows, np.full((len(rows), DIM), 2.0)))
+        tables.step(KnownSums(rows, np.full((len(rows), DIM), 2.0)))
     tables.flush()
     seen[STEPS] = array.astype(np.float64)
     return seen
@@ -152,7 +152,7 @@ def test_lazy_equals_dense_to_rounding_where_every_row_is_read_in_every_iteratio
             rows = np.array([t % 10, 9 - t % 3]) if t % 10 != 9 - t % 3 else np.array([t % 10])
             rows = np.sort(rows)
             tables.bring_up_to_date(np.arange(10))
-            tables.step(RowSums.of(rows, np.full((len(rows), 4), float(t))))
+            tables.step(KnownSums(rows, np.full((len(rows), 4), float(t))))
         tables.flush()
         results.append(array)
     np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=2e-5)
@@ -171,7 +171,7 @@ def test_without_noise_the_update_is_the_reference_update(kind: type[TableMechan
         gradient[rows] = rng.normal(size=(len(rows), 4))
         if t % 2:  # a step brings its rows up to date by itself where nobody read them
             tables.bring_up_to_date(rows)
-        tables.step(RowSums.of(rows, gradient[rows]))
+        tables.step(KnownSums(rows, gradient[rows]))
         expected = reference.dense_step(
             expected, gradient, np.zeros(1), update.rates[t], update.decays[t], DIVISOR
         )
@@ -280,7 +280,7 @@ def test_no_address_serves_two_draws_whatever_is_read_when(monkeypatch: pytest.M
             else:
                 tables.bring_up_to_date(rng.choice(50, 10, replace=False))
         rows = np.sort(rng.choice(50, rng.integers(0, 8), replace=False))
-        tables.step(RowSums.of(rows, np.ones((len(rows), 4))))
+        tables.step(KnownSums(rows, np.ones((len(rows), 4))))
     tables.flush()
     tables.flush()
     addresses = [entry[:3] for entry in record]
@@ -311,7 +311,7 @@ def test_groups_and_runs_draw_different_noise() -> None:
     for name, digest, seed in [("a", "x", 0), ("b", "x", 0), ("a", "y", 0), ("a", "x", 1)]:
         array = np.zeros((1000, 4), np.float32)
         tables = LazyTables(name, array, _update(), RunKeys(bytes([seed]) * 32, digest))
-        tables.step(RowSums.of(np.zeros(0, np.int64), np.zeros((0, 4))))
+        tables.step(KnownSums(np.zeros(0, np.int64), np.zeros((0, 4))))
         tables.flush()
         values.append(array.ravel())
     correlation = np.corrcoef(values)
@@ -321,7 +321,7 @@ def test_groups_and_runs_draw_different_noise() -> None:
 @pytest.mark.parametrize("kind", MECHANISMS)
 def test_no_iteration_beyond_the_schedule(kind: type[TableMechanism]) -> None:
     tables = _mechanism(kind, np.zeros((5, 4), np.float32), _update(steps=1))
-    nothing = RowSums.of(np.zeros(0, np.int64), np.zeros((0, 4)))
+    nothing = KnownSums(np.zeros(0, np.int64), np.zeros((0, 4)))
     tables.step(nothing)
     with pytest.raises(RunError, match="All 1 iterations"):
         tables.step(nothing)

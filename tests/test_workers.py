@@ -70,3 +70,17 @@ def test_a_forked_child_makes_threads_of_its_own() -> None:
         workers.over(8, 1, lambda first, last: seen.append(first))
         os._exit(0 if sorted(seen) == list(range(8)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_what_follows_tasks_runs_once_after_all_of_them(threads: int, count: int) -> None:
+    workers.set_threads(threads)
+    done: list[int] = []
+    tasks = workers.followed_by(
+        [lambda i=i: done.append(i) for i in range(count)],  # type: ignore[misc]
+        lambda: done.append(-1),
+    )
+    workers.get_workers().run([lambda: None, *tasks, lambda: None])
+    assert sorted(done[:-1]) == list(range(count))
+    assert done[-1] == -1

@@ -1,0 +1,109 @@
+"""Where a batch reads the tables, and the sums of clipped gradients of the rows that it reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.batch import SparseBatch
+from dpads.kernels import clip, lazy
+from dpads.kernels.lookup import Places
+from dpads.kernels.merge import Runs, merge_runs
+from dpads.models.base import Model
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The places where one batch reads one group, and the same places sorted by row."""
+
+    places: Places
+    runs: Runs
+
+
+def batch_reads(model: Model, batch: SparseBatch) -> dict[str, Reads]:
+    """For every group of tables, where the batch reads it."""
+    reads = {}
+    for group in model.layout.groups:
+        places = group.places(batch)
+        reads[group.name] = Reads(places, merge_runs(places.rows))
+    return reads
+
+
+class RowSums(ABC):
+    """Sums of clipped gradients of one group's touched rows.
+
+    Attributes:
+        rows: int64[k], distinct, rising, rows of the group's array.
+    """
+
+    rows: NDArray[np.int64]
+
+    @abstractmethod
+    def part(self, first: int, last: int) -> NDArray[np.float64]:
+        """The sums of rows[first:last], float64[last - first, dim]."""
+
+    @abstractmethod
+    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
+        """array[rows[i]] += factor * sum i, for i in first:last."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """All sums, float64[k, dim]."""
+        return self.part(0, len(self.rows))
+
+
+class KnownSums(RowSums):
+    """Sums in memory.
+
+    Args:
+        rows: int64[k], distinct, rising.
+        values: float64[k, dim].
+    """
+
+    def __init__(self, rows: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        self.rows = rows
+        self._values = values
+
+    def part(self, first: int, last: int) -> NDArray[np.float64]:
+        """The sums of rows[first:last]."""
+        return self._values[first:last]
+
+    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
+        """Adds in place."""
+        lazy.add_rows(array, self.rows[first:last], self._values[first:last], factor)
+
+
+class PlacedSums(RowSums):
+    """Sums gathered from the examples' gradients when they are applied; they never stand in memory.
+
+    Args:
+        reads: of the batch.
+        grads: float32[B, width], gradients of the losses with respect to the features.
+        factors: float32[B], clip factors.
+        dim: width of the rows.
+    """
+
+    def __init__(
+        self,
+        reads: Reads,
+        grads: NDArray[np.float32],
+        factors: NDArray[np.float32],
+        dim: int,
+    ) -> None:
+        self.rows = reads.runs.rows
+        self._reads, self._grads, self._factors, self._dim = reads, grads, factors, dim
+
+    def part(self, first: int, last: int) -> NDArray[np.float64]:
+        """The sums of rows[first:last]."""
+        values = np.empty((last - first, self._dim))
+        places, runs = self._reads.places, self._reads.runs
+        clip.merged_sum(self._grads, places, self._factors, runs, first, values)
+        return values
+
+    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
+        """Sums and adds row by row."""
+        places, runs = self._reads.places, self._reads.runs
+        clip.add_merged_sum(self._grads, places, self._factors, runs, first, last, factor, array)
