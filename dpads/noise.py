@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class NoiseMechanism:
     """
 
     def __init__(self, keys: RunKeys, *, noise_stddev: float, divisor: float) -> None:
-        self._keys = keys
+        self._key = cache(partial(keys.key, "tower_noise"))
         self._noise_stddev = noise_stddev
         self._divisor = divisor
 
@@ -109,7 +110,7 @@ class NoiseMechanism:
         for name, clipped in total.dense.items():
             values[name] = np.empty(clipped.shape, np.float32)
             flat, out = clipped.reshape(-1), values[name].reshape(-1)
-            key = self._keys.key("tower_noise", name)
+            key = self._key(name)
             tasks += [
                 self._task(flat, first, key, iteration, out)
                 for first in range(0, len(flat), NOISED_AT_A_TIME)

@@ -24,7 +24,7 @@ from dpads.schedules import learning_rates
 
 TableNoise = Literal["lazy", "dense"]
 FLUSH_ROWS = 1 << 20
-ROWS_AT_A_TIME = 4096
+ROWS_AT_A_TIME = 2048
 
 
 class TableUpdate:

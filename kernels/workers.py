@@ -1,8 +1,8 @@
 """One pool of threads for all kernels.
 
 Kernels are serial and release the GIL; work is cut into ranges that threads take in turn. No OpenMP runtime
-is involved: nothing spins between kernels, nothing fights torch's own threads, and a fork is harmless. Ranges
-depend on sizes alone, so results do not depend on the number of threads.
+is involved: nothing spins between kernels, nothing fights torch's own threads, and a fork is harmless.
+Kernels give the same bits however they are cut.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 Task = Callable[[], None]
 
+RANGES_PER_THREAD = 4
 ROWS_PER_TASK = 4096  # table rows of width 16 that take a few tenths of a millisecond
 
 
@@ -109,7 +110,12 @@ def get_workers() -> Workers:
 
 
 def over(count: int, size: int, task: Callable[[int, int], None]) -> None:
-    """Calls task(start, end) for consecutive ranges of at most `size` that cover `count`."""
+    """Calls task(start, end) for consecutive ranges of at most `size` that cover `count`.
+
+    Ranges are shorter where there would be too few of them for the threads to share evenly.
+    """
+    workers = get_workers()
+    size = max(min(size, -(-count // (RANGES_PER_THREAD * workers.threads))), size // 8, 1)
     if count <= size:
         if count > 0:
             task(0, count)
@@ -118,7 +124,7 @@ def over(count: int, size: int, task: Callable[[int, int], None]) -> None:
     def bound(start: int) -> Task:
         return lambda: task(start, min(start + size, count))
 
-    get_workers().run([bound(start) for start in range(0, count, size)])
+    workers.run([bound(start) for start in range(0, count, size)])
 
 
 def _forget() -> None:
