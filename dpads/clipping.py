@@ -18,14 +18,14 @@ from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
 from dpads.kernels.merge import merge_runs
 from dpads.kernels.workers import get_workers, over
-from dpads.models.base import LinearFactors, Model
+from dpads.models.base import Model
+from dpads.models.gradients import ChunkGradients, DenseSums
 from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 
-# Examples that a thread takes at a time: their features and activations stay in its second-level cache.
-CHUNK = 512
+# Examples that a thread takes at a time, at most: few calls from Python, and most of their numbers in cache.
+CHUNK = 1024
 CHUNK_STEP = 64
-SUMMED_AT_A_TIME = 1 << 16
-_NO_BIAS = np.empty(0)
+SUMMED_AT_A_TIME = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ class ChunkedClipping:
         self._model, self._batch, self._reads = model, batch, reads
         self._l2_clip_norm, self._space = l2_clip_norm, space
         self._targets = batch.targets
-        from dpads.kernels.torch_ops import find_blas
-
-        self._blas, self._span = find_blas(), span
+        self._span = span
         self.norms = np.empty(batch.num_units, np.float64)
         self._feature_grads = space.take("grads", (batch.num_examples, model.layout.width))
         self._factors = np.empty(batch.num_examples, np.float32)
@@ -146,43 +144,30 @@ class ChunkedClipping:
         """The sums over all chunks, lanes added in order."""
         from dpads.kernels.torch_ops import single_threaded
 
-        lanes = self._lanes()
-        dense = [
-            {
-                name: self._space.take(f"{lane}.{name}", value.shape, np.float64)
-                for name, value in self._model.dense.items()
-            }
+        lanes, parameters = self._lanes(), self._model.dense
+        size = sum(value.size for value in parameters.values())
+        sums = [
+            DenseSums.over(self._space.take(f"{lane}.dense", (size,), np.float64), parameters)
             for lane in range(len(lanes))
         ]
 
         def task(lane: int) -> Callable[[], None]:
-            return lambda: self._lane(lane, lanes[lane], dense[lane])
+            return lambda: self._lane(lane, lanes[lane], sums[lane])
+
+        def add(first: int, last: int) -> None:
+            for other in sums[1:]:
+                sums[0].flat[first:last] += other.flat[first:last]
 
         with single_threaded():
             get_workers().run([task(lane) for lane in range(len(lanes))])
-        return ClippedSum(
-            {name: self._sum_lanes([lane[name] for lane in dense]) for name in dense[0]},
-            {
-                group.name: PlacedSums(
-                    self._reads[group.name], self._feature_grads, self._factors, group.dim
-                )
-                for group in self._model.layout.groups
-            },
-            self._l2_clip_norm,
-        )
-
-    def _sum_lanes(self, parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Adds the lanes' sums of one parameter in order, into the first."""
-        flat = [part.reshape(-1) for part in parts]
-        for other in flat[1:]:
-            over(
-                len(other),
-                SUMMED_AT_A_TIME,
-                lambda first, last, o=other: np.add(  # type: ignore[misc]
-                    flat[0][first:last], o[first:last], out=flat[0][first:last]
-                ),
+        over(size, SUMMED_AT_A_TIME, add)
+        groups = {
+            group.name: PlacedSums(
+                self._reads[group.name], self._feature_grads, self._factors, group.dim
             )
-        return parts[0]
+            for group in self._model.layout.groups
+        }
+        return ClippedSum(sums[0].parts, groups, self._l2_clip_norm)
 
     def _lanes(self) -> list[list[tuple[int, int]]]:
         """Chunks of units for every thread; at least one chunk, possibly empty, in all."""
@@ -199,25 +184,16 @@ class ChunkedClipping:
         cuts = [len(chunks) * lane // count for lane in range(count + 1)]
         return [chunks[first:last] for first, last in pairwise(cuts)]
 
-    def _lane(
-        self, lane: int, chunks: list[tuple[int, int]], dense: Mapping[str, NDArray[np.float64]]
-    ) -> None:
+    def _lane(self, lane: int, chunks: list[tuple[int, int]], sums: DenseSums) -> None:
         """The chunks of one thread, summed into its own arrays."""
         import torch
 
         torch.set_num_threads(1)
-        for value in dense.values():
-            value[...] = 0.0
+        sums.flat[...] = 0.0
         for first, last in chunks:
-            self._chunk(lane, first, last, dense)
+            self._chunk(lane, first, last, sums)
 
-    def _chunk(
-        self,
-        lane: int,
-        first_unit: int,
-        last_unit: int,
-        dense: Mapping[str, NDArray[np.float64]],
-    ) -> None:
+    def _chunk(self, lane: int, first_unit: int, last_unit: int, sums: DenseSums) -> None:
         """Units first_unit:last_unit: gradients, norms, factors, and their part of the sums."""
         unit_offsets, layout = self._batch.unit_offsets, self._model.layout
         first, last = first_unit, last_unit
@@ -228,27 +204,15 @@ class ChunkedClipping:
         for group in layout.groups:
             pool(self._model.arrays[group.name], self._reads[group.name].places, first, features)
         grads = self._feature_grads[first:last]
-        linears = self._model.tower.gradients(features, self._targets.part(first, last), grads)
+        tower = self._model.tower.gradients(features, self._targets.part(first, last), grads)
         factors = self._factors[first:last]
-        self._clip(grads, linears, first, first_unit, last_unit, factors)
-        for layer in linears:
-            weight = dense[layer.weight]
-            clip.add_clipped_layer(
-                self._blas,
-                layer.output_grads,
-                layer.inputs,
-                factors,
-                self._span,
-                self._space.take(f"{lane}.scaled", layer.output_grads.shape),
-                self._space.take(f"{lane}.product", weight.shape),
-                weight,
-                _NO_BIAS if layer.bias is None else dense[layer.bias],
-            )
+        self._clip(grads, tower, first, first_unit, last_unit, factors)
+        tower.add_clipped(factors, self._span, sums)
 
     def _clip(
         self,
         grads: NDArray[np.float32],
-        linears: tuple[LinearFactors, ...],
+        tower: ChunkGradients,
         first: int,
         first_unit: int,
         last_unit: int,
@@ -269,11 +233,7 @@ class ChunkedClipping:
             else:
                 slots = len(group.slots)
                 clip.square_norms_distinct(grads, places, first, dim, slots, squares)
-        for layer in linears:
-            bias = 0.0 if layer.bias is None else 1.0
-            clip.linear_square_norms(
-                layer.inputs, layer.output_grads, bias, offsets, squares, parts
-            )
+        tower.add_square_norms(offsets, squares, parts)
         norms = self.norms[first_unit:last_unit]
         if segments is None:
             clip.clip_factors(squares, parts, self._l2_clip_norm, norms, factors)

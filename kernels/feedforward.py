@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dpads.kernels.blas import Blas, times, times_transposed
+from dpads.kernels.clip import add_clipped_layer, linear_square_norms
 
 # exp(80) is about 5.5e34: still a float32, and so is its product with any exposure up to 6e3
 LARGEST_LOG_COUNT = 80.0
@@ -133,3 +134,75 @@ def _mask(outputs: NDArray[np.float32], gradients: NDArray[np.float32]) -> None:
     for i in range(len(outputs)):
         if outputs[i] <= np.float32(0.0):
             gradients[i] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def add_square_norms(
+    widths: NDArray[np.int64],
+    features: NDArray[np.float32],
+    activations: NDArray[np.float32],
+    output_grads: NDArray[np.float32],
+    unit_offsets: NDArray[np.int64],
+    squares: NDArray[np.float64],
+    parts: NDArray[np.float64],
+) -> None:
+    """`clip.linear_square_norms` of every layer, after `forward_backward`."""
+    n = len(features)
+    inputs = features
+    here = 0
+    for width in widths[1:]:
+        grads = output_grads[here : here + n * width].reshape((n, width))
+        linear_square_norms(inputs, grads, 1.0, unit_offsets, squares, parts)
+        inputs = activations[here : here + n * width].reshape((n, width))
+        here += n * width
+
+
+@njit(cache=True, nogil=True)
+def add_clipped(
+    blas: Blas,
+    widths: NDArray[np.int64],
+    features: NDArray[np.float32],
+    activations: NDArray[np.float32],
+    output_grads: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    span: int,
+    scaled: NDArray[np.float32],
+    product: NDArray[np.float32],
+    sums: NDArray[np.float64],
+) -> None:
+    """`clip.add_clipped_layer` of every layer, after `forward_backward`.
+
+    Args:
+        blas: from `torch_ops.find_blas`.
+        widths: int64[layers + 1].
+        features: float32[n, widths[0]].
+        activations: as written.
+        output_grads: as written.
+        factors: float32[n], clip factors.
+        span: `clip.span_of` the whole batch's size.
+        scaled: float32[n * largest width after the first], scratch.
+        product: float32[largest weight], scratch.
+        sums: float64[parameters], laid out as the parameters, added to.
+    """
+    n = len(features)
+    inputs = features
+    here = 0
+    at = 0
+    for layer in range(len(widths) - 1):
+        width_in, width_out = widths[layer], widths[layer + 1]
+        bias_at = at + width_out * width_in
+        grads = output_grads[here : here + n * width_out].reshape((n, width_out))
+        add_clipped_layer(
+            blas,
+            grads,
+            inputs,
+            factors,
+            span,
+            scaled[: n * width_out].reshape((n, width_out)),
+            product[: width_out * width_in].reshape((width_out, width_in)),
+            sums[at:bias_at].reshape((width_out, width_in)),
+            sums[bias_at : bias_at + width_out],
+        )
+        inputs = activations[here : here + n * width_out].reshape((n, width_out))
+        here += n * width_out
+        at = bias_at + width_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,28 +17,12 @@ from dpads.batch import SparseBatch, Targets
 from dpads.errors import ConfigError, DataError, MissingDependencyError
 from dpads.kernels.keys import derive_key
 from dpads.kernels.lookup import Places
+from dpads.models.gradients import ChunkGradients
 from dpads.models.layout import Layout, TableGroup, check_ids
 from dpads.schema import FeatureSchema
 
 REGISTRY: dict[str, type[Description]] = {}
 POOLED_AT_A_TIME = 1024  # examples
-
-
-@dataclass(frozen=True)
-class LinearFactors:
-    """Per-example factors of one linear layer: its gradient is `output_grads[i] inputs[i]^T`.
-
-    Attributes:
-        weight: name of the weight, shaped [out, in].
-        bias: name of the bias, or None.
-        inputs: float32[B, in].
-        output_grads: float32[B, out].
-    """
-
-    weight: str
-    bias: str | None
-    inputs: NDArray[np.float32]
-    output_grads: NDArray[np.float32]
 
 
 class Tower(ABC):
@@ -63,7 +47,7 @@ class Tower(ABC):
         features: NDArray[np.float32],
         targets: Targets,
         feature_grads: NDArray[np.float32],
-    ) -> tuple[LinearFactors, ...]:
+    ) -> ChunkGradients:
         """One forward and one backward pass; several threads may call it at a time.
 
         Args:
@@ -72,7 +56,7 @@ class Tower(ABC):
             feature_grads: float32[n, width], written: gradients of the losses by the features.
 
         Returns:
-            The factors of the linear layers; the same thread's next call may use their memory again.
+            The gradients by the parameters; the same thread's next call may use their memory again.
         """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,14 @@ from torch import nn
 
 from dpads.batch import Targets
 from dpads.errors import ConfigError
-from dpads.kernels import feedforward
 from dpads.kernels.feedforward import LARGEST_LOG_COUNT
 from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
 from dpads.kernels.torch_ops import find_blas
-from dpads.models.base import LinearFactors, Tower
+from dpads.models.base import Tower
+from dpads.models.gradients import ChunkGradients, FactoredGradients, LinearFactors
+from dpads.models.torch_stack import Stack
 from dpads.schema import Task
-
-_NOTHING = np.empty(0, np.float32)
 
 
 class TorchTower(Tower):
@@ -56,11 +55,14 @@ class TorchTower(Tower):
         # Clipping re-uses activations and output gradients, so torch never forms a weight gradient.
         module.requires_grad_(False)
         self._stack = Stack.of(module, list(self._linears))
+        self._parameters = {
+            name: value.detach().numpy() for name, value in module.named_parameters()
+        }
 
     @property
     def parameters(self) -> dict[str, NDArray[np.float32]]:
         """Views of the parameters by name."""
-        return {name: value.detach().numpy() for name, value in self._module.named_parameters()}
+        return self._parameters
 
     def logits(self, features: NDArray[Any]) -> NDArray[Any]:
         """Logits, [B]."""
@@ -80,7 +82,7 @@ class TorchTower(Tower):
         features: NDArray[np.float32],
         targets: Targets,
         feature_grads: NDArray[np.float32],
-    ) -> tuple[LinearFactors, ...]:
+    ) -> ChunkGradients:
         """One forward and one backward pass; autograd stops at activations and features."""
         if self._stack is not None:
             counts = self._task == "count"
@@ -95,7 +97,7 @@ class TorchTower(Tower):
         outputs = [output for _, _, output in recorded]
         grads = torch.autograd.grad(loss, [leaf, *outputs])
         feature_grads[...] = grads[0].numpy()
-        return tuple(
+        linears = tuple(
             LinearFactors(
                 weight=f"{name}.weight",
                 bias=None if self._linears[name].bias is None else f"{name}.bias",
@@ -104,6 +106,7 @@ class TorchTower(Tower):
             )
             for (name, inputs, _), grad in zip(recorded, grads[1:], strict=True)
         )
+        return FactoredGradients(linears, find_blas())
 
     def _recorder(
         self, name: str
@@ -122,88 +125,6 @@ class TorchTower(Tower):
         if features.dtype == np.float32:
             return self._module
         return copy.deepcopy(self._module).double()
-
-
-class Stack:
-    """Linear and ReLU layers in turn, down to one logit, whose gradients one kernel computes.
-
-    Args:
-        linears: the layers by name, in order; their parameters move into one array and stay views of it.
-    """
-
-    def __init__(self, linears: Mapping[str, nn.Linear]) -> None:
-        self._names = list(linears)
-        layers = list(linears.values())
-        self._widths = np.array(
-            [layers[0].in_features, *(layer.out_features for layer in layers)], np.int64
-        )
-        self._parameters = np.concatenate(
-            [value.numpy().reshape(-1) for layer in layers for value in (layer.weight, layer.bias)]
-        )
-        at = 0
-        for layer in layers:
-            for value in (layer.weight, layer.bias):
-                kept = self._parameters[at : at + value.numel()].reshape(tuple(value.shape))
-                value.data = torch.from_numpy(kept)
-                at += value.numel()
-        self._memory = threading.local()
-
-    @classmethod
-    def of(cls, module: nn.Module, names: list[str]) -> Stack | None:
-        """The module as a stack, or None where it is something else."""
-        if not isinstance(module, nn.Sequential) or not names:
-            return None
-        *body, last, squeeze = module
-        linears = [layer for layer in (*body[::2], last) if isinstance(layer, nn.Linear)]
-        relus = [layer for layer in body[1::2] if type(layer) is nn.ReLU]
-        if (
-            len(linears) + len(relus) + 1 == len(module)
-            and all(layer.bias is not None for layer in linears)
-            and linears[-1].out_features == 1
-            and isinstance(squeeze, nn.Flatten)
-        ):
-            return cls(dict(zip(names, linears, strict=True)))
-        return None
-
-    def gradients(
-        self,
-        features: NDArray[np.float32],
-        targets: Targets,
-        feature_grads: NDArray[np.float32],
-        *,
-        counts: bool,
-    ) -> tuple[LinearFactors, ...]:
-        """One forward and one backward pass; this thread's next call uses the memory again."""
-        n, widths = len(features), self._widths
-        total = int(widths[1:].sum())
-        kept = getattr(self._memory, "kept", None)
-        if kept is None or len(kept) < 2 * n * total:
-            kept = self._memory.kept = np.empty(2 * n * total, np.float32)
-        activations, output_grads = kept[: n * total], kept[n * total : 2 * n * total]
-        losses = feedforward.Losses(
-            counts,
-            targets.labels,
-            _NOTHING if targets.weights is None else targets.weights,
-            _NOTHING if targets.exposure is None else targets.exposure,
-        )
-        feedforward.forward_backward(
-            find_blas(),
-            self._parameters,
-            widths,
-            features,
-            losses,
-            activations,
-            output_grads,
-            feature_grads,
-        )
-        linears, inputs, here = [], features, 0
-        for name, width in zip(self._names, widths[1:].tolist(), strict=True):
-            part = slice(here, here + n * width)
-            grads = output_grads[part].reshape(n, width)
-            linears.append(LinearFactors(f"{name}.weight", f"{name}.bias", inputs, grads))
-            inputs = activations[part].reshape(n, width)
-            here += n * width
-        return tuple(linears)
 
 
 def example_losses(task: Task, logits: torch.Tensor, targets: Targets) -> torch.Tensor:

@@ -1,0 +1,145 @@
+"""Towers that are linear and ReLU layers in turn, down to one logit: two kernel calls a chunk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dpads.batch import Targets
+from dpads.kernels import feedforward
+from dpads.kernels.torch_ops import find_blas
+from dpads.models.gradients import ChunkGradients, DenseSums
+
+_NOTHING = np.empty(0, np.float32)
+
+
+class Stack:
+    """The layers, their parameters in one array.
+
+    Args:
+        linears: the layers by name, in order; their parameters become views of the array.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Linear]) -> None:
+        layers = list(linears.values())
+        widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        self.widths = np.array(widths, np.int64)
+        values = [value for layer in layers for value in (layer.weight, layer.bias)]
+        self._parameters = np.concatenate([value.numpy().reshape(-1) for value in values])
+        at = 0
+        for value in values:
+            kept = self._parameters[at : at + value.numel()].reshape(tuple(value.shape))
+            value.data = torch.from_numpy(kept)
+            at += value.numel()
+        self._memory = threading.local()
+
+    @classmethod
+    def of(cls, module: nn.Module, names: list[str]) -> Stack | None:
+        """The module as a stack, or None where it is something else."""
+        if not isinstance(module, nn.Sequential) or not names:
+            return None
+        *body, last, squeeze = module
+        linears = [layer for layer in (*body[::2], last) if isinstance(layer, nn.Linear)]
+        relus = [layer for layer in body[1::2] if type(layer) is nn.ReLU]
+        if (
+            len(linears) + len(relus) + 1 == len(module)
+            and all(layer.bias is not None for layer in linears)
+            and linears[-1].out_features == 1
+            and isinstance(squeeze, nn.Flatten)
+        ):
+            return cls(dict(zip(names, linears, strict=True)))
+        return None
+
+    def gradients(
+        self,
+        features: NDArray[np.float32],
+        targets: Targets,
+        feature_grads: NDArray[np.float32],
+        *,
+        counts: bool,
+    ) -> ChunkGradients:
+        """One forward and one backward pass; this thread's next call uses the memory again."""
+        total = len(features) * int(self.widths[1:].sum())
+        activations = self.scratch("activations", total)
+        output_grads = self.scratch("output_grads", total)
+        losses = feedforward.Losses(
+            counts,
+            targets.labels,
+            _NOTHING if targets.weights is None else targets.weights,
+            _NOTHING if targets.exposure is None else targets.exposure,
+        )
+        feedforward.forward_backward(
+            find_blas(),
+            self._parameters,
+            self.widths,
+            features,
+            losses,
+            activations,
+            output_grads,
+            feature_grads,
+        )
+        return StackGradients(self, features, activations, output_grads)
+
+    def scratch(self, name: str, size: int) -> NDArray[np.float32]:
+        """Memory of the calling thread, of any content."""
+        kept: NDArray[np.float32] | None = getattr(self._memory, name, None)
+        if kept is None or len(kept) < size:
+            kept = np.empty(size, np.float32)
+            setattr(self._memory, name, kept)
+        return kept[:size]
+
+
+@dataclass(frozen=True)
+class StackGradients(ChunkGradients):
+    """Gradients of all layers of a stack.
+
+    Attributes:
+        stack: whose they are.
+        features: float32[n, width].
+        activations: float32, of every layer, as `feedforward` lays them out.
+        output_grads: float32, likewise.
+    """
+
+    stack: Stack
+    features: NDArray[np.float32]
+    activations: NDArray[np.float32]
+    output_grads: NDArray[np.float32]
+
+    def add_square_norms(
+        self,
+        unit_offsets: NDArray[np.int64],
+        squares: NDArray[np.float64],
+        parts: NDArray[np.float64],
+    ) -> None:
+        """All layers in one call."""
+        feedforward.add_square_norms(
+            self.stack.widths,
+            self.features,
+            self.activations,
+            self.output_grads,
+            unit_offsets,
+            squares,
+            parts,
+        )
+
+    def add_clipped(self, factors: NDArray[np.float32], span: int, sums: DenseSums) -> None:
+        """All layers in one call."""
+        widths = self.stack.widths
+        feedforward.add_clipped(
+            find_blas(),
+            widths,
+            self.features,
+            self.activations,
+            self.output_grads,
+            factors,
+            span,
+            self.stack.scratch("scaled", len(factors) * int(widths[1:].max())),
+            self.stack.scratch("product", int((widths[1:] * widths[:-1]).max())),
+            sums.flat,
+        )
