@@ -72,7 +72,9 @@ class Feed:
         return self.batch
 
 
-def dpads_step(rows: int, size: int, tower: str, noise: float, turns: int) -> Callable[[Any], None]:
+def dpads_step(
+    rows: int, size: int, tower: str, noise: float, turns: int, table_noise: str = "lazy"
+) -> Callable[[Any], None]:
     """One iteration of `Trainer`, private or not."""
     import dpads
     from dpads.accounting.ledger import Ledger
@@ -94,7 +96,8 @@ def dpads_step(rows: int, size: int, tower: str, noise: float, turns: int) -> Ca
     )
     feed = Feed(schema)
     model = dpads.models.Mlp(embedding_dim=DIM, hidden=TOWERS[tower])
-    trainer = Trainer(feed, model, plan, TrainingSettings(), Performance(), Ledger())  # type: ignore[arg-type]
+    settings = TrainingSettings(table_noise=table_noise)
+    trainer = Trainer(feed, model, plan, settings, Performance(), Ledger())  # type: ignore[arg-type]
 
     def step(batch: Any) -> None:
         feed.batch = batch
@@ -103,13 +106,13 @@ def dpads_step(rows: int, size: int, tower: str, noise: float, turns: int) -> Ca
     return step
 
 
-def torch_step(rows: int, size: int, tower: str) -> Callable[[Any], None]:
-    """The same model in PyTorch: sparse gradients on one table, SGD there and Adam on the tower."""
+def torch_step(rows: int, size: int, tower: str, sparse: bool = True) -> Callable[[Any], None]:
+    """The same model in PyTorch: gradients of one table sparse or not, SGD there and Adam on the tower."""
     import torch
     from torch import nn
 
     per_table = rows // FIELDS
-    table = nn.Embedding(per_table * FIELDS, DIM, sparse=True)
+    table = nn.Embedding(per_table * FIELDS, DIM, sparse=sparse)
     bases = torch.arange(FIELDS) * per_table
     widths = [FIELDS * DIM + NUMBERS, *TOWERS[tower]]
     layers: list[nn.Module] = []
