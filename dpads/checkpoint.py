@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.errors import CheckpointError
+from dpads.tensor_files import map_tensors, tensor_parts
 
 ARRAYS = "state.safetensors"
 FACTS = "state.json"
@@ -30,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         facts: plain data: iteration, master key, settings that fix the numbers.
-        arrays: parameters, optimizer moments, histories.
+        arrays: parameters, optimizer moments, histories; none before the first iteration, where the
+            initial ones are meant.
     """
 
     facts: Mapping[str, Any]
@@ -52,8 +54,6 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes aside, makes it durable, renames, then drops the older ones."""
-        from safetensors.numpy import save_file
-
         name = f"{int(checkpoint.facts['iteration']):010d}-{int(checkpoint.facts['saves']):06d}"
         partial = self.path / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -63,10 +63,11 @@ class CheckpointFolder:
         facts.write_text(json.dumps(dict(checkpoint.facts), sort_keys=True), encoding="utf-8")
         arrays = partial / ARRAYS
         arrays.touch(mode=0o600)
-        save_file({k: np.ascontiguousarray(v) for k, v in checkpoint.arrays.items()}, arrays)
-        arrays.chmod(0o600)
-        for file in (facts, arrays, partial):
-            _make_durable(file)
+        with arrays.open("wb") as file:
+            for part in tensor_parts(checkpoint.arrays):
+                file.write(part)
+        for path in (facts, arrays, partial):
+            _make_durable(path)
         partial.rename(self.path / name)
         _make_durable(self.path)
         for older in self._names():
@@ -80,7 +81,6 @@ class CheckpointFolder:
             CheckpointError: there is none, or it is damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
 
         names = self._names()
         if not names:
@@ -88,7 +88,7 @@ class CheckpointFolder:
         folder = self.path / names[-1]
         try:
             facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            return Checkpoint(facts, load_file(folder / ARRAYS))
+            return Checkpoint(facts, map_tensors(folder / ARRAYS))
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder}: the checkpoint is damaged ({type(error).__name__}). Train anew."

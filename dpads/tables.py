@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from dpads._validate import nearest
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy
-from dpads.kernels.workers import Task, get_workers
+from dpads.kernels.workers import Task, get_workers, over
 from dpads.noise import RunKeys, to_public_grid
 from dpads.optimizers import Sgd
 from dpads.row_sums import RowSums
@@ -110,10 +111,17 @@ class TableMechanism(ABC):
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets the state that a checkpoint kept; the array is restored by its owner."""
 
-    def flush(self) -> None:
-        """Brings every row up to date."""
+    def flush(self, on_rows: Callable[[int], None] | None = None) -> None:
+        """Brings every row up to date.
+
+        Args:
+            on_rows: called with the number of rows done since its last call.
+        """
         for start in range(0, len(self._array), FLUSH_ROWS):
-            self.bring_up_to_date(np.arange(start, min(start + FLUSH_ROWS, len(self._array))))
+            end = min(start + FLUSH_ROWS, len(self._array))
+            self.bring_up_to_date(np.arange(start, end))
+            if on_rows is not None:
+                on_rows(end - start)
 
     def hide_low_bits(self) -> None:
         """Rounds all rows to a public grid, after `flush` and before anything leaves: post-processing.
@@ -122,8 +130,11 @@ class TableMechanism(ABC):
         """
         variance = lazy.missed_variance(self._update.missed, 0, self.iteration)
         stddev = self._update.noise_scale * math.sqrt(variance)
-        for start in range(0, len(self._array), FLUSH_ROWS):
-            to_public_grid(self._array[start : start + FLUSH_ROWS], stddev)
+
+        def round_rows(first: int, last: int) -> None:
+            to_public_grid(self._array[first:last], stddev)
+
+        over(len(self._array), FLUSH_ROWS, round_rows)
 
     def _additions(self, clipped: RowSums, factor: float) -> list[Task]:
         """Tasks that add `factor` times the sums to the rows."""

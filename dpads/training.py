@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,16 @@ from dpads.optimizers import (
     check_table_optimizer,
 )
 from dpads.plan import Plan
+from dpads.resources import check_memory, estimate_memory
 from dpads.row_sums import Reads, batch_reads
 from dpads.sampling import PoissonSampler
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
 from dpads.training_identity import digest_of, run_identity
-from dpads.training_settings import Performance, Progress, TrainingSettings
+from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 
-__all__ = ["Performance", "Progress", "Trainer", "TrainingSettings"]
+__all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSettings"]
 
 PROGRESS_SECONDS = 0.2
 
@@ -66,9 +67,10 @@ class Trainer:
         performance: threads and memory.
         ledger: receives the training entry before the first iteration.
         checkpoint_dir: where checkpoints go; None keeps none.
+        on_rows: called while tables are made and finished.
 
     Raises:
-        ConfigError: the plan's unit is not supported.
+        ConfigError: the plan's unit is not supported, or the model will not fit into memory.
 
     Guarantees:
         - What runs is what is on the ledger: the sampler that draws gives the event, and the entry is
@@ -86,7 +88,9 @@ class Trainer:
         performance: Performance,
         ledger: Ledger,
         checkpoint_dir: Path | None = None,
+        on_rows: Callable[[RowProgress], None] | None = None,
     ) -> None:
+        self._on_rows = on_rows
         master = fresh_master_key()
         if settings.noise_seed is not None:
             master = hashlib.sha256(f"dpads.noise_seed.v1:{settings.noise_seed}".encode()).digest()
@@ -140,7 +144,10 @@ class Trainer:
         divisor = float(mechanism.expected_batch_size)
         self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
         self.model = description.init(
-            store.schema, seed=settings.init_seed, backend=settings.backend
+            store.schema,
+            seed=settings.init_seed,
+            backend=settings.backend,
+            on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
         self._tower = TowerOptimizer(
             self.model.tower, settings.tower_optimizer, iterations=mechanism.iterations
@@ -169,6 +176,7 @@ class Trainer:
         settings: TrainingSettings,
         performance: Performance,
         ledger: Ledger,
+        on_rows: Callable[[RowProgress], None] | None = None,
     ) -> Trainer:
         """Goes on from the latest checkpoint; the iterations since are replayed to the bit.
 
@@ -187,6 +195,7 @@ class Trainer:
                 "the checkpoint: the same noise would protect other gradients. Restore them, or train anew."
             )
         trainer = cls.__new__(cls)
+        trainer._on_rows = on_rows
         master = bytes.fromhex(checkpoint.facts["master"])
         trainer._setup(
             store, description, plan, settings, performance, ledger, checkpoint_dir, master
@@ -345,9 +354,24 @@ class Trainer:
 
     def _flush(self) -> None:
         """Brings every row of every table up to date, fit to leave."""
+        total = sum(len(array) for array in self.model.arrays.values())
+        done = 0
+
+        def report(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self._report_rows("finishing", done, total)
+
         for tables in self._tables.values():
-            tables.flush()
+            tables.flush(report)
             tables.hide_low_bits()
+
+    def _report_rows(
+        self, stage: Literal["initialising", "finishing"], done: int, all_: int
+    ) -> None:
+        """Tells whoever watches."""
+        if self._on_rows is not None:
+            self._on_rows(RowProgress(stage, done, all_))
 
     def save(self) -> None:
         """Writes a checkpoint, where a folder for them was given; it flushes nothing."""
@@ -361,12 +385,14 @@ class Trainer:
             "replayed": self.replayed,
             "saves": self._saves,
         }
-        arrays: dict[str, NDArray[Any]] = {
-            **{f"array.{name}": value for name, value in self.model.arrays.items()},
-            **{f"dense.{name}": value for name, value in self.model.dense.items()},
-            **{f"history.{name}": tables.history for name, tables in self._tables.items()},
-            **{f"optimizer.{name}": value for name, value in self._tower.state().items()},
-        }
+        arrays: dict[str, NDArray[Any]] = {}
+        if self.iteration > 0:  # before, everything is as `init_seed` makes it
+            arrays = {
+                **{f"array.{name}": value for name, value in self.model.arrays.items()},
+                **{f"dense.{name}": value for name, value in self.model.dense.items()},
+                **{f"history.{name}": tables.history for name, tables in self._tables.items()},
+                **{f"optimizer.{name}": value for name, value in self._tower.state().items()},
+            }
         self._folder.save(Checkpoint(facts, arrays))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -374,6 +400,8 @@ class Trainer:
         self.iteration = int(checkpoint.facts["iteration"])
         self._saves = int(checkpoint.facts["saves"])
         arrays = checkpoint.arrays
+        if not arrays:
+            return
         for name, value in self.model.arrays.items():
             value[...] = arrays[f"array.{name}"]
         for name, value in self.model.dense.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dpads.errors import ConfigError
 from dpads.optimizers import (
@@ -97,3 +97,18 @@ class Progress:
     iterations: int
     examples_per_second: float
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class RowProgress:
+    """How far the tables are made or finished; a public number.
+
+    Attributes:
+        stage: "initialising" before the first iteration, "finishing" after the last.
+        rows: rows of tables done.
+        total: rows of all tables.
+    """
+
+    stage: Literal["initialising", "finishing"]
+    rows: int
+    total: int

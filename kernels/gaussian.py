@@ -161,7 +161,11 @@ def group_normals(
 
 @njit(cache=True, nogil=True)
 def _fill(
-    key: NDArray[np.uint32], rows: NDArray[np.int64], step: int, out: NDArray[np.float32]
+    key: NDArray[np.uint32],
+    rows: NDArray[np.int64],
+    step: int,
+    stddev: np.float32,
+    out: NDArray[np.float32],
 ) -> None:
     """One thread's share of `fill_normals`."""
     dim = out.shape[1]
@@ -174,19 +178,24 @@ def _fill(
         group_normals(initial, words, rows, start, count, step, dim, normals)
         for lane in range(count):
             for j in range(dim):
-                out[start + lane, j] = normals[j * LANES + lane]
+                out[start + lane, j] = stddev * normals[j * LANES + lane]
 
 
 def fill_normals(
-    key: NDArray[np.uint32], rows: NDArray[np.int64], step: int, out: NDArray[np.float32]
+    key: NDArray[np.uint32],
+    rows: NDArray[np.int64],
+    step: int,
+    out: NDArray[np.float32],
+    stddev: float = 1.0,
 ) -> None:
-    """Writes standard normals for the given rows: out[i] depends on (key, step, rows[i]) alone.
+    """Writes normals for the given rows: out[i] depends on (key, step, rows[i]) alone.
 
     Args:
         key: uint32[8].
         rows: int64[k], row addresses below 2^32.
         step: the iteration of the address.
         out: float32[k, dim], overwritten.
+        stddev: of the normals.
 
     Guarantees:
         - The result does not depend on the number of threads, on k or on the order of rows.
@@ -194,7 +203,7 @@ def fill_normals(
     over(
         len(rows),
         ROWS_PER_TASK,
-        lambda start, end: _fill(key, rows[start:end], step, out[start:end]),
+        lambda start, end: _fill(key, rows[start:end], step, np.float32(stddev), out[start:end]),
     )
 
 

@@ -23,6 +23,7 @@ from dpads.schema import FeatureSchema
 
 REGISTRY: dict[str, type[Description]] = {}
 POOLED_AT_A_TIME = 1024  # examples
+ROWS_AT_A_TIME = 1 << 20
 
 
 class Tower(ABC):
@@ -92,13 +93,21 @@ class Description(ABC):
             **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
         }
 
-    def init(self, schema: FeatureSchema, *, seed: int = 0, backend: str = "torch") -> Model:
+    def init(
+        self,
+        schema: FeatureSchema,
+        *,
+        seed: int = 0,
+        backend: str = "torch",
+        on_rows: Callable[[int, int], None] | None = None,
+    ) -> Model:
         """Makes the model with its initial parameters.
 
         Args:
             schema: the columns.
             seed: public; the same seed gives the same parameters on every machine.
             backend: "torch".
+            on_rows: called with the rows of tables drawn so far and in all.
 
         Raises:
             ConfigError: the backend is unknown.
@@ -115,24 +124,32 @@ class Description(ABC):
         layout = self.layout(schema)
         master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
         tower = TorchTower(self.torch_tower(layout), schema.task, master)
-        return Model(self, schema, layout, tower, init_tables(self, layout, master))
+        return Model(self, schema, layout, tower, init_tables(self, layout, master, on_rows))
 
 
 def init_tables(
-    description: Description, layout: Layout, master: bytes
+    description: Description,
+    layout: Layout,
+    master: bytes,
+    on_rows: Callable[[int, int], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Initial arrays of every group, each row drawn at the address of its table."""
     from dpads.kernels.gaussian import fill_normals
 
-    arrays = {}
+    arrays, done = {}, 0
+    total = sum(group.num_rows for group in layout.groups)
     for group in layout.groups:
         array = np.zeros((group.num_rows, group.dim), np.float32)
-        stddev = np.float32(description.table_stddev(group))
-        if stddev > 0:
-            for name, base in group.bases.items():
-                part = array[base : base + group.rows[name]]
-                fill_normals(derive_key(master, "table", name), np.arange(len(part)), 0, part)
-            array *= stddev
+        stddev = description.table_stddev(group)
+        for name, base in group.bases.items() if stddev > 0 else ():
+            key = derive_key(master, "table", name)
+            for first in range(0, group.rows[name], ROWS_AT_A_TIME):
+                rows = np.arange(first, min(first + ROWS_AT_A_TIME, group.rows[name]))
+                part = array[base + first : base + first + len(rows)]
+                fill_normals(key, rows, 0, part, stddev)
+                done += len(rows)
+                if on_rows is not None:
+                    on_rows(done, total)
         arrays[group.name] = array
     return arrays
 
