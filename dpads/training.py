@@ -143,6 +143,15 @@ class Trainer:
         )
         divisor = float(mechanism.expected_batch_size)
         self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
+        check_memory(
+            estimate_memory(
+                description,
+                store.schema,
+                expected_batch_size=mechanism.expected_batch_size,
+                physical_batch_size=performance.physical_batch_size,
+                table_noise=settings.table_noise,
+            )
+        )
         self.model = description.init(
             store.schema,
             seed=settings.init_seed,

@@ -15,9 +15,10 @@ LAYERS = [
     {"models", "accounting"},
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
-        "row_sums", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys", "synthetic", "resources",
+        "row_sums", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys", "synthetic",
+        "resources",
     },
-    {"training", "checkpoint", "evaluation"},
+    {"training", "checkpoint", "evaluation", "benching"},
     {"cli", "report", "record", "run"},
 ]  # fmt: skip
 # The package's own front door and the console script stand above all layers.

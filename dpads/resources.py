@@ -1,0 +1,245 @@
+"""What training takes of a machine's memory, computed before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dpads.errors import ConfigError, MissingDependencyError
+from dpads.kernels.workers import available_cores
+from dpads.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    from dpads.models.base import Description
+    from dpads.models.layout import Layout
+
+GIGABYTE: Final = 1e9
+# What a process holds that has loaded torch, numba, polars, the kernels and the accountant; measured.
+IMPORTS: Final = 600_000_000
+IDS_PER_BAG: Final = 10  # how many ids a list holds is private, so it is assumed
+CHUNK: Final = 512  # examples that a thread takes through the tower at a time
+SPARE: Final = 9 / 8  # arrays kept between steps are larger than asked for, as Poisson batches vary
+
+# Bytes of one place where an example reads a row: where it is (20), sorted by row (20), for this batch and
+# the next; and what sorting needs meanwhile (32).
+PLACE: Final = 2 * (20 + 20) + 32
+PARAMETER: Final = 4 + 8 + 4  # bytes: its value, two moments, its noisy gradient
+PARAMETER_SUMS: Final = 8 + 4  # bytes a thread: the sum in float64, a chunk's product in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that training takes at its peak, by part.
+
+    Attributes:
+        tables: rows of all tables.
+        history: when each row last received noise.
+        optimizer: the tower's parameters, moments and gradient.
+        batch: what is proportional to the batch, and the threads' working memory.
+        checkpoint: what exists only while one is written.
+        imports: the libraries.
+    """
+
+    tables: int
+    history: int
+    optimizer: int
+    batch: int
+    checkpoint: int
+    imports: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain data, the total among it."""
+        return {**asdict(self), "total": self.total}
+
+
+def estimate_memory(
+    description: Description,
+    schema: FeatureSchema,
+    *,
+    expected_batch_size: int,
+    physical_batch_size: int | None = None,
+    table_noise: str = "lazy",
+) -> MemoryEstimate:
+    """What training a model takes at its peak, from sizes alone.
+
+    Args:
+        description: the model.
+        schema: the columns.
+        expected_batch_size: units in a batch on average.
+        physical_batch_size: examples in memory at a time; None for the whole batch.
+        table_noise: "lazy" or "dense".
+
+    Returns:
+        The estimate. Lists are taken to hold ten ids.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+
+    Guarantees:
+        - Nothing of the model's size is allocated.
+
+    Examples:
+        >>> import dpads
+        >>> schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["C1"], buckets=10**9)
+        >>> model = dpads.models.Mlp(embedding_dim=16, hidden=(64,))
+        >>> estimate_memory(model, schema, expected_batch_size=1024).tables
+        64000000000
+    """
+    layout = description.layout(schema)
+    rows = sum(group.num_rows for group in layout.groups)
+    parameters, widths = _tower_sizes(description, layout)
+    threads = available_cores()
+    return MemoryEstimate(
+        tables=sum(4 * group.num_rows * group.dim for group in layout.groups),
+        history=4 * rows if table_noise == "lazy" else 0,
+        optimizer=PARAMETER * parameters,
+        batch=_batch_bytes(schema, layout, expected_batch_size, physical_batch_size)
+        + threads * _thread_bytes(layout, parameters, widths),
+        # Under dense noise the history is the same number for every row, and made for the file.
+        checkpoint=0 if table_noise == "lazy" else 4 * rows,
+        imports=IMPORTS,
+    )
+
+
+def _tower_sizes(description: Description, layout: Layout) -> tuple[int, list[int]]:
+    """The number of the tower's parameters and the widths of its layers; nothing is allocated."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            'backend = "torch" needs the package torch. Install it: pip install torch'
+        ) from error
+    with torch.device("meta"):
+        module = description.torch_tower(layout)
+    widths = [m.out_features for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(value.numel() for value in module.parameters()), widths
+
+
+def _batch_bytes(schema: FeatureSchema, layout: Layout, expected: int, physical: int | None) -> int:
+    """Memory that grows with the batch, for a large Poisson batch."""
+    largest = expected + 5.0 * math.sqrt(expected)
+    examples = largest if physical is None else min(largest, float(physical))
+    ids = sum(IDS_PER_BAG if field.is_bag else 1 for field in schema.fields)
+    # The examples themselves, ids, numbers and targets, for this batch and the next.
+    total = examples * 2 * (8 * ids + 4 * layout.num_numeric + 24)
+    total += examples * 4 * layout.width * SPARE
+    for group in layout.groups:
+        read = sum(IDS_PER_BAG if slot.field.is_bag else 1 for slot in group.slots)
+        total += examples * read * PLACE
+        if examples < largest:
+            # Sums of the pieces so far, the last piece's, and both merged, in float64 by touched row.
+            touched = min(largest * read, group.num_rows)
+            total += touched * 3 * (8 + 8 * group.dim)
+    return math.ceil(total)
+
+
+def _thread_bytes(layout: Layout, parameters: int, widths: list[int]) -> int:
+    """Working memory of one thread: a chunk's features and activations, and its sums."""
+    chunk = 4 * CHUNK * (layout.width + 2 * sum(widths) + max(widths, default=0))
+    return math.ceil(SPARE * (chunk + PARAMETER_SUMS * parameters))
+
+
+def check_memory(estimate: MemoryEstimate, *, root: Path = Path("/")) -> None:
+    """Refuses what will not fit, before anything is allocated.
+
+    Args:
+        estimate: what is needed.
+        root: where /proc and /sys are.
+
+    Raises:
+        ConfigError: the estimate exceeds what this process can have; the message says what is
+            needed for what, and what to change.
+    """
+    room = available_memory(root)
+    if room is None:
+        return
+    # The libraries are loaded in part, and what they hold is no longer among what is available.
+    room += min(_kilobytes(root / "proc/self/status", "VmRSS:") or 0, estimate.imports)
+    if estimate.total <= room:
+        return
+    parts = ", ".join(
+        f"{name} {value / GIGABYTE:,.1f}"
+        for name, value in asdict(estimate).items()
+        if value >= 0.05 * GIGABYTE
+    )
+    raise ConfigError(
+        f"Expected a model that fits into the {room / GIGABYTE:,.1f} GB of memory that this process can "
+        f"have, got one that needs {estimate.total / GIGABYTE:,.1f} GB ({parts}). {_advice(estimate)}"
+    )
+
+
+def _advice(estimate: MemoryEstimate) -> str:
+    """What to change, for the largest part first."""
+    smaller_tables = "Use fewer buckets or a smaller embedding_dim"
+    smaller_batch = "a smaller expected_batch_size"
+    if estimate.batch > estimate.tables:
+        return f"Use {smaller_batch}, or a smaller physical_batch_size."
+    return f"{smaller_tables}, or {smaller_batch}."
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still have: what the machine and its control groups leave.
+
+    Args:
+        root: where /proc and /sys are.
+
+    Returns:
+        The least of all limits, or None where the system tells of none.
+    """
+    limits = list(_group_limits(root))
+    machine = _kilobytes(root / "proc/meminfo", "MemAvailable:")
+    if machine is not None:
+        limits.append(machine)
+    return max(0, min(limits)) if limits else None
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """What each control group of this process leaves, in both versions' layouts."""
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the path may be that of the host, and the container's group is at the top.
+        inner = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(inner), -1, -1):
+            yield from _left_in(top.joinpath(*inner[:depth]), *files)
+
+
+def _left_in(group: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    """What one control group leaves, if it limits memory; cached files do not count as used."""
+    most, used = _lines(group / limit), _lines(group / usage)
+    if not most or not used or most[0] == "max":
+        return
+    cached = [
+        line.split()[1] for line in _lines(group / "memory.stat") if line.split()[0] == reclaimable
+    ]
+    yield int(most[0]) - int(used[0]) + int(cached[0] if cached else 0)
+
+
+def _kilobytes(file: Path, key: str) -> int | None:
+    """A figure of a /proc file, in bytes."""
+    for line in _lines(file):
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def _lines(file: Path) -> list[str]:
+    """A file of the kernel, or nothing where there is none."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,250 @@
+"""What training takes of memory: estimated from sizes, held against what is there, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save
+
+import dpads
+from dpads import record
+from dpads.accounting.ledger import Ledger
+from dpads.errors import ConfigError
+from dpads.plan import resolve
+from dpads.resources import (
+    IMPORTS,
+    MemoryEstimate,
+    available_memory,
+    check_memory,
+    estimate_memory,
+)
+from dpads.store import ExampleStore
+from dpads.training import Performance, Trainer, TrainingSettings
+
+ROOT = Path(__file__).parents[1]
+MEGABYTE = 1_000_000
+MODEL = dpads.models.Mlp(embedding_dim=16, hidden=(64, 32))
+SCHEMA = dpads.FeatureSchema(
+    task="ctr", label="y", numeric=["n"], categorical=["a", "b"], bags=["c"], buckets=10_000
+)
+
+
+def estimate(**changes: object) -> MemoryEstimate:
+    arguments = {"expected_batch_size": 1024, **changes}
+    return estimate_memory(MODEL, SCHEMA, **arguments)  # type: ignore[arg-type]
+
+
+def test_tables_and_history_are_exact() -> None:
+    assert estimate().tables == 3 * 10_000 * 16 * 4
+    assert estimate().history == 3 * 10_000 * 4
+    dense = estimate(table_noise="dense")
+    assert (dense.history, dense.checkpoint) == (0, 3 * 10_000 * 4)
+    assert estimate().total == sum(dataclasses.asdict(estimate()).values())
+    assert estimate().to_dict()["total"] == estimate().total
+
+
+def test_the_tower_is_counted_by_its_parameters() -> None:
+    width = 3 * 16 + 1
+    parameters = width * 64 + 64 + 64 * 32 + 32 + 32 + 1
+    assert estimate().optimizer == 16 * parameters
+
+
+def test_the_batch_part_grows_with_the_batch_and_not_with_the_tables() -> None:
+    small, large = estimate().batch, estimate(expected_batch_size=16 * 1024).batch
+    assert 5 * small < large < 16 * small
+    more_rows = dataclasses.replace(SCHEMA, buckets=10_000_000)
+    assert estimate_memory(MODEL, more_rows, expected_batch_size=1024).batch == small
+    pieces = estimate(expected_batch_size=1 << 20, physical_batch_size=1024)
+    assert pieces.batch < estimate(expected_batch_size=1 << 20).batch / 10
+
+
+def test_every_model_can_be_estimated_without_allocating_it() -> None:
+    schema = dataclasses.replace(SCHEMA, buckets=1_000_000_000)
+    estimate_memory(MODEL, schema, expected_batch_size=1024)  # loads torch
+    tracemalloc.start()
+    try:
+        for model in (MODEL, dpads.models.Logistic(), dpads.models.Mlp(hidden=(20_000, 20_000))):
+            assert estimate_memory(model, schema, expected_batch_size=1024).tables >= 12e9
+        assert tracemalloc.get_traced_memory()[1] < MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+def machine(root: Path, files: dict[str, object]) -> Path:
+    """A made-up /proc and /sys."""
+    for name, content in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{content}\n")
+    return root
+
+
+MEMINFO = "MemTotal:  9000 kB\nMemFree: 10 kB\nMemAvailable:    5000 kB\n"
+TOP = "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, None, id="nothing known"),
+        pytest.param({"proc/meminfo": MEMINFO}, 5_120_000, id="machine"),
+        pytest.param(
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "0::/a/b",
+                f"{TOP}/a/b/memory.max": "max",
+                f"{TOP}/a/b/memory.current": 10,
+                f"{TOP}/a/memory.max": 2_000_000,
+                f"{TOP}/a/memory.current": 1_500_000,
+                f"{TOP}/a/memory.stat": "anon 7\ninactive_file 300000",
+            },
+            800_000,
+            id="version 2, the parent's limit, cached files left out",
+        ),
+        pytest.param(
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "9:cpu:/x\n4:cpuset,memory:/of/the/host",
+                f"{TOP}/memory/memory.limit_in_bytes": 3_000_000,
+                f"{TOP}/memory/memory.usage_in_bytes": 1_000_000,
+            },
+            2_000_000,
+            id="version 1 in a container",
+        ),
+        pytest.param(
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "4:memory:/",
+                f"{TOP}/memory/memory.limit_in_bytes": 9_223_372_036_854_771_712,
+                f"{TOP}/memory/memory.usage_in_bytes": 1,
+            },
+            5_120_000,
+            id="version 1 without a limit",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/",
+                f"{TOP}/memory.max": 100,
+                f"{TOP}/memory.current": 200,
+            },
+            0,
+            id="over the limit",
+        ),
+    ],
+)
+def test_the_tightest_limit_counts(
+    tmp_path: Path, files: dict[str, object], expected: int | None
+) -> None:
+    assert available_memory(machine(tmp_path, files)) == expected
+
+
+def test_this_machine_has_memory() -> None:
+    available = available_memory()
+    assert available is None or available > 10 * MEGABYTE
+
+
+def test_what_does_not_fit_is_refused_with_the_parts_and_a_way_out(tmp_path: Path) -> None:
+    root = machine(tmp_path, {"proc/meminfo": "MemAvailable: 2000000 kB"})
+    fits = MemoryEstimate(
+        tables=10**9, history=0, optimizer=0, batch=0, checkpoint=0, imports=IMPORTS
+    )
+    check_memory(fits, root=root)
+    with pytest.raises(
+        ConfigError, match=r"2\.0 GB .* needs 10\.6 GB \(tables 10\.0, imports 0\.6\)"
+    ):
+        check_memory(dataclasses.replace(fits, tables=10**10), root=root)
+    with pytest.raises(ConfigError, match="fewer buckets or a smaller embedding_dim"):
+        check_memory(dataclasses.replace(fits, tables=10**10), root=root)
+    with pytest.raises(ConfigError, match="smaller physical_batch_size"):
+        check_memory(dataclasses.replace(fits, batch=10**10), root=root)
+    check_memory(dataclasses.replace(fits, tables=10**15), root=tmp_path / "no kernel's files")
+
+
+def test_libraries_that_are_loaded_already_are_not_counted_twice(tmp_path: Path) -> None:
+    need = MemoryEstimate(
+        tables=10**9, history=0, optimizer=0, batch=0, checkpoint=0, imports=IMPORTS
+    )
+    files: dict[str, object] = {"proc/meminfo": "MemAvailable: 1200000 kB"}
+    with pytest.raises(ConfigError):
+        check_memory(need, root=machine(tmp_path, files))
+    loaded = machine(tmp_path, {**files, "proc/self/status": "VmRSS: 500000 kB"})
+    check_memory(need, root=loaded)
+    # but tables that are there already do count
+    check_memory(need, root=machine(tmp_path, {"proc/self/status": "VmRSS: 90000000 kB"}))
+    with pytest.raises(ConfigError):
+        check_memory(dataclasses.replace(need, tables=2 * 10**9), root=loaded)
+
+
+def test_a_trainer_refuses_an_absurd_table_before_anything_is_allocated(
+    train_store: ExampleStore,
+) -> None:
+    model = dpads.models.Mlp(embedding_dim=200_000_000, hidden=(8,))
+    privacy = dpads.PrivacySpec(epsilon=3.0, dataset_size=3000)
+    plan = resolve(privacy, expected_batch_size=300, epochs=1)
+    ledger = Ledger()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="fits into"):
+            Trainer(train_store, model, plan, TrainingSettings(), Performance(), ledger)
+        assert tracemalloc.get_traced_memory()[1] < 20 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+    assert not ledger.entries
+
+
+MEASURED_RUN = """
+import dataclasses, json, resource, sys, tempfile
+from pathlib import Path
+import dpads
+from dpads.resources import estimate_memory
+
+if __name__ == "__main__":
+    log = dpads.synthetic.click_log(4000, seed=1, buckets=200)
+    schema = dataclasses.replace(log.schema, buckets=int(sys.argv[1]))
+    model = dpads.models.Mlp(embedding_dim=16, hidden=(64,))
+    with tempfile.TemporaryDirectory() as name:
+        log.write(Path(name) / "log.parquet")
+        store = dpads.prepare(str(Path(name) / "log.parquet"), schema, out=Path(name) / "store")
+        privacy = dpads.PrivacySpec(epsilon=3.0, dataset_size=4000)
+        out = Path(name) / "run"
+        dpads.train(store, model=model, privacy=privacy, expected_batch_size=512, epochs=1, out=out)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    estimate = estimate_memory(model, schema, expected_batch_size=512)
+    print(json.dumps({"peak": peak, "estimate": estimate.total}))
+"""
+
+
+@pytest.mark.parametrize(
+    "buckets", [500_000, pytest.param(4_000_000, marks=pytest.mark.slow)], ids=["small", "large"]
+)
+def test_the_estimate_is_what_a_run_takes(buckets: int, tmp_path: Path) -> None:
+    """Training, flushing and writing a run, in a process of its own."""
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED_RUN)
+    done = subprocess.run(
+        [sys.executable, script, str(buckets)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    figures = json.loads(done.stdout)
+    assert figures["estimate"] == pytest.approx(figures["peak"], rel=0.25)
+
+
+def test_a_model_is_written_without_copying_its_tables() -> None:
+    model = MODEL.init(dataclasses.replace(SCHEMA, buckets={"a": 300_000, "b": 7, "c": 9}), seed=1)
+    tracemalloc.start()
+    try:
+        parts = record.parameters_of(model)
+        record.sha256(*parts)
+        assert tracemalloc.get_traced_memory()[1] < MEGABYTE
+    finally:
+        tracemalloc.stop()
+    assert b"".join(bytes(part) for part in parts) == save(
+        model.state(), metadata={"format": "dpads"}
+    )
