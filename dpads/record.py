@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dpads
 from dpads.errors import ConfigError, RunError, VerificationError
 from dpads.store import missing_parents, remove_empty
+from dpads.tensor_files import Buffer, map_tensors, tensor_parts
 
 if TYPE_CHECKING:
     from dpads.accounting.statement import GuaranteeStatement
@@ -132,11 +133,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole."""
+def write_bytes(path: Path, *parts: Buffer) -> None:
+    """Replaces a file as a whole by the parts, one after another."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
-        file.write(content)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
@@ -161,11 +163,13 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: damaged. Restore it from a copy.") from None
 
 
-def parameters_of(model: Model) -> bytes:
-    """All parameters of a model as a safetensors file; equal parameters give equal bytes."""
-    from safetensors.numpy import save
-
-    return save(model.state(), metadata={"format": "dpads"})
+def parameters_of(model: Model) -> list[Buffer]:
+    """All parameters as a safetensors file, in parts, no table copied; equal parameters give equal bytes."""
+    arrays = {
+        **{f"tables.{name}": array for name, array in model.tables.items()},
+        **{f"dense.{name}": array for name, array in model.dense.items()},
+    }
+    return tensor_parts(arrays, {"format": "dpads"})
 
 
 def describe_model(model: Model) -> str:
@@ -187,7 +191,6 @@ def load_model(folder: Path) -> Model:
         RunError: a file is missing or damaged, or the two do not belong together.
     """
     import safetensors
-    from safetensors.numpy import load_file
 
     from dpads.models import describe
     from dpads.schema import FeatureSchema
@@ -196,7 +199,7 @@ def load_model(folder: Path) -> Model:
     path = folder / PARAMETERS
     try:
         model = describe(facts["model"]).init(FeatureSchema.from_dict(facts["schema"]))
-        model.load_state(load_file(path))
+        model.load_state(map_tensors(path))
     except FileNotFoundError:
         raise RunError(f"{path}: missing. The folder is no whole run.") from None
     except safetensors.SafetensorError:
@@ -223,9 +226,12 @@ def load_statement(folder: Path) -> GuaranteeStatement:
         raise VerificationError(f"{path}: {error}") from None
 
 
-def sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
+def sha256(*parts: Buffer) -> str:
+    """SHA-256 of the parts, one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def is_run(path: Path) -> bool:

@@ -154,7 +154,7 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Writes every file of a run into a folder that exists; `save` makes one, whole or not."""
-        files.write_bytes(folder / files.PARAMETERS, files.parameters_of(self.model))
+        files.write_bytes(folder / files.PARAMETERS, *files.parameters_of(self.model))
         files.write_text(folder / files.MODEL, files.describe_model(self.model))
         if not (folder / files.LEDGER).exists():
             self.ledger.save(folder / files.LEDGER)

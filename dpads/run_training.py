@@ -416,7 +416,7 @@ class _Job:
             replayed=trainer.replayed,
             reference=self._wants_reference,
             artifacts={
-                files.PARAMETERS: files.sha256(files.parameters_of(trainer.model)),
+                files.PARAMETERS: files.sha256(*files.parameters_of(trainer.model)),
                 files.MODEL: files.sha256(files.describe_model(trainer.model).encode()),
             },
             statement={k: v for k, v in human.items() if v is not None},
