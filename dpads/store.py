@@ -270,6 +270,7 @@ class ExampleStore:
             raise StoreError("Expected positions from 0 to num_examples - 1, got others.")
         stored = wanted if self._index is None else self._index[wanted]
         columns, count = self._mapped.columns, len(wanted)
+        self._mapped.residency.note(count * (len(columns) + 2 * len(self._mapped.bags)))
         scalars = tuple(item.name for item in self.schema.fields if not item.is_bag)
         ids, dense = columns.get("ids"), columns.get("dense")
         weight, exposure = columns.get("weight"), columns.get("exposure")
@@ -360,6 +361,7 @@ class ExampleStore:
 
     def _take(self, column: str, rows: Rows) -> NDArray[Any]:
         """One column at some positions."""
+        self._mapped.residency.note(len(rows))
         return self._mapped.columns[column].take(rows if self._index is None else self._index[rows])
 
     def _user_keys(self, rows: Rows) -> NDArray[np.uint64]:
@@ -416,12 +418,9 @@ def _numbered(batch: pa.RecordBatch, start: int, schema: pa.Schema) -> pa.Record
 
 def _write_meta(folder: Path) -> None:
     """Draws the key and writes the fingerprint under it."""
-    import pyarrow as pa
-
     key = secrets.token_bytes(32)
     (folder / KEY).touch(mode=0o600)
     (folder / KEY).write_bytes(key)
-    with pa.memory_map(str(folder / DATA)) as source:
-        fingerprint = keyed_fingerprint(key, source.read_buffer())
+    fingerprint = keyed_fingerprint(key, folder / DATA)
     text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
     (folder / META).write_text(text + "\n", encoding="utf-8")

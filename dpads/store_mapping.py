@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +18,20 @@ from numpy.typing import NDArray
 from dpads.batch import BagIds
 from dpads.encoding import bag_column, bag_weights_column
 from dpads.errors import StoreError
+from dpads.kernels.workers import get_workers
 from dpads.schema import FeatureSchema
 from dpads.store_writing import RECORD_ROWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 DATA, META, KEY = "data.arrow", "store.json", "key"
 METADATA_KEY = b"dpads"
-HASH_BYTES = 1 << 24
+HASH_BYTES = 1 << 20
+SEGMENT_BYTES = 1 << 26
+RESIDENT_BYTES = 1 << 29
+PAGES_PER_READ = 4  # the system maps a few pages around the one that is read
 
 Rows = NDArray[np.int64]
 
@@ -80,6 +86,28 @@ class StoredBag:
         return BagIds(self.values.words[place].astype(np.int64), offsets, weights)
 
 
+class Residency:
+    """Keeps the part of a mapped file that counts as this process' memory small.
+
+    Pages stay in the system's cache; they are only no longer this process' own.
+
+    Args:
+        mapping: of the file.
+    """
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._mapping = mapping
+        self._touched = 0
+
+    def note(self, reads: int) -> None:
+        """Notes that so many places of the file were read; lets go of the pages when they are many."""
+        self._touched += reads
+        if self._touched * PAGES_PER_READ * mmap.PAGESIZE > RESIDENT_BYTES:
+            self._touched = 0
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
 @dataclass(frozen=True)
 class MappedStore:
     """A store's files, mapped into memory."""
@@ -92,15 +120,30 @@ class MappedStore:
     labelled: bool
     columns: Mapping[str, StoredColumn]
     bags: Mapping[str, StoredBag]
+    residency: Residency
 
 
-def keyed_fingerprint(key: bytes, data: pa.Buffer) -> str:
-    """HMAC-SHA256 of the data file."""
-    digest = hmac.new(key, digestmod="sha256")
-    view = memoryview(data)
-    for begin in range(0, len(view), HASH_BYTES):
-        digest.update(view[begin : begin + HASH_BYTES])
-    return digest.hexdigest()
+def keyed_fingerprint(key: bytes, path: Path) -> str:
+    """HMAC-SHA256 of the data file: of its segments' digests, which all threads compute."""
+    size = path.stat().st_size
+    count = max(-(-size // SEGMENT_BYTES), 1)
+    digests = [b""] * count
+
+    def hash_segment(number: int) -> Callable[[], None]:
+        def task() -> None:
+            digest, left = hashlib.sha256(), SEGMENT_BYTES
+            with path.open("rb") as file:  # reading leaves no pages of the file in this process
+                file.seek(number * SEGMENT_BYTES)
+                while left > 0 and (part := file.read(min(left, HASH_BYTES))):
+                    digest.update(part)
+                    left -= len(part)
+            digests[number] = digest.digest()
+
+        return task
+
+    get_workers().run([hash_segment(number) for number in range(count)])
+    whole = b"".join(digests) + size.to_bytes(8, "little")
+    return hmac.digest(key, whole, "sha256").hex()
 
 
 def map_store(path: Path) -> MappedStore:
@@ -113,7 +156,8 @@ def map_store(path: Path) -> MappedStore:
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         key = (path / KEY).read_bytes()
-        whole = pa.memory_map(str(path / DATA)).read_buffer()
+        with (path / DATA).open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
         raise damaged from None
     if not isinstance(meta, dict) or "format" not in meta:
@@ -123,9 +167,12 @@ def map_store(path: Path) -> MappedStore:
             f"{path}: expected a store of format {FORMAT}, got another. Prepare the logs again "
             "with this version of dpads."
         )
-    fingerprint = keyed_fingerprint(key, whole)
+    fingerprint = keyed_fingerprint(key, path / DATA)
     if not hmac.compare_digest(fingerprint.encode(), str(meta.get("fingerprint")).encode()):
         raise damaged
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
+    whole = pa.py_buffer(mapping)
     reader = pa.ipc.open_file(pa.BufferReader(whole))
     facts = json.loads(reader.schema.metadata[METADATA_KEY])
     schema = FeatureSchema.from_dict(facts["schema"])
@@ -133,7 +180,9 @@ def map_store(path: Path) -> MappedStore:
     columns, bags = _columns(schema, whole, batches)
     rows = sum(batch.num_rows for batch in batches)
     labelled = bool(facts.get("labelled", True))
-    return MappedStore(path, schema, key, fingerprint, rows, labelled, columns, bags)
+    return MappedStore(
+        path, schema, key, fingerprint, rows, labelled, columns, bags, Residency(mapping)
+    )
 
 
 def _columns(

@@ -336,7 +336,7 @@ def damage_format(path: Path) -> None:
         (damage_empty, "damaged"),
         (damage_short, "damaged"),
         (damage_byte, "damaged"),
-        (damage_format, "format 1"),
+        (damage_format, "format 2"),
     ],
 )
 def test_damaged_and_foreign_stores_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
@@ -354,3 +354,43 @@ def test_a_store_of_another_schema_names_the_first_difference(tmp_path: Path) ->
     other = FeatureSchema.from_dict({**FULL.to_dict(), "buckets": 999})
     with pytest.raises(StoreError, match=r"buckets is 1000 there and 999 here"):
         store.check_schema(other)
+
+
+def test_pages_of_a_large_file_are_let_go_of_now_and_then() -> None:
+    import mmap
+
+    from dpads.store_mapping import PAGES_PER_READ, RESIDENT_BYTES, Residency
+
+    asked: list[int] = []
+
+    class Mapping:
+        def madvise(self, advice: int) -> None:
+            asked.append(advice)
+
+    residency = Residency(Mapping())  # type: ignore[arg-type]
+    reads = RESIDENT_BYTES // (PAGES_PER_READ * mmap.PAGESIZE)
+    residency.note(reads)
+    assert asked == []
+    residency.note(1)
+    assert asked == [mmap.MADV_DONTNEED]
+    residency.note(reads)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 7])
+def test_the_fingerprint_covers_every_byte_and_the_length(tmp_path: Path, size: int) -> None:
+    import dpads.store_mapping as mapping
+
+    path, key = tmp_path / "data", bytes(32)
+    content = np.random.default_rng(size).bytes(size)
+    path.write_bytes(content)
+    whole = mapping.keyed_fingerprint(key, path)
+    assert whole == mapping.keyed_fingerprint(key, path)
+    assert whole != mapping.keyed_fingerprint(bytes(31) + b"\1", path)
+    for at in {0, size // 2, size - 1} if size else ():
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        assert whole != mapping.keyed_fingerprint(key, path)
+    path.write_bytes(content + b"\0")
+    assert whole != mapping.keyed_fingerprint(key, path)
