@@ -21,7 +21,7 @@ from typing import Any
 
 from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.events import EventTree, iterations_of, leaves, to_dp_event
-from dpads.accounting.grid import epsilon_scale, grid_interval
+from dpads.accounting.grid import epsilon_scale, grid_interval, rough_grid_interval
 from dpads.accounting.precision import compose, composition_error
 from dpads.accounting.relation import Relation, neighboring_relation
 from dpads.accounting.renyi import rdp_curve, rdp_epsilon_of
@@ -47,6 +47,7 @@ PROFILE_DELTAS = (1e-5, 1e-6, 1e-8, 1e-10, 1e-12)
 
 # The share of delta that float64's composition error may cost before more bits are spent.
 _TOLERATED_ERROR = 3e-3
+_ROUGHLY_TOLERATED_ERROR = 3e-2
 # Past this epsilon nothing is protected, and exp(epsilon) comes near float64's end.
 _MEANINGLESS_EPSILON = 500.0
 
@@ -107,12 +108,12 @@ def epsilon_of(event: EventTree, delta: float, relation: Relation) -> PrivacyLos
         (2.13, 'pld')
     """
     delta = check_delta(delta)
-    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), extended=True)
+    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=False)
 
 
 def rough_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
-    """An upper bound like `epsilon_of`'s, faster and a little looser: to search with."""
-    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), extended=False).epsilon
+    """An upper bound like `epsilon_of`'s on a coarser grid, faster and looser: to search with."""
+    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=True).epsilon
 
 
 def rdp_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
@@ -203,7 +204,7 @@ def check_relation(event: EventTree, relation: Relation) -> None:
 
 @lru_cache(maxsize=4096)
 def _epsilon_of(
-    event_bytes: bytes, delta: float, relation: Relation, *, extended: bool
+    event_bytes: bytes, delta: float, relation: Relation, *, rough: bool
 ) -> PrivacyLoss:
     """`epsilon_of` on hashable arguments."""
     event = loads(event_bytes)
@@ -214,7 +215,7 @@ def _epsilon_of(
     rdp = rdp_epsilon_of(event_bytes, delta, relation)
     expected = rdp if rdp is not None else epsilon_scale(event_bytes, delta)
     meaningless = expected > _MEANINGLESS_EPSILON
-    pld = _pld_epsilon(event_bytes, delta, relation, skip=meaningless, extended=extended)
+    pld = _pld_epsilon(event_bytes, delta, relation, skip=meaningless, rough=rough)
     if rdp is not None and (pld is None or rdp < pld):
         return PrivacyLoss(rdp, delta, relation, "rdp", pld, rdp)
     if pld is None:
@@ -223,7 +224,7 @@ def _epsilon_of(
 
 
 def _pld_epsilon(
-    event_bytes: bytes, delta: float, relation: Relation, *, skip: bool, extended: bool
+    event_bytes: bytes, delta: float, relation: Relation, *, skip: bool, rough: bool
 ) -> float | None:
     """PLD's epsilon, or None where PLD does not know an event that RDP does."""
     from dp_accounting.pld import PLDAccountant
@@ -239,11 +240,13 @@ def _pld_epsilon(
         return math.inf
     iterations = iterations_of(event)
     float64_error = composition_error(iterations, extended=False)
-    extended = extended and float64_error > _TOLERATED_ERROR * delta
+    tolerated = _ROUGHLY_TOLERATED_ERROR if rough else _TOLERATED_ERROR
+    extended = float64_error > tolerated * delta
     usable_delta = delta - composition_error(iterations, extended=extended)
     if usable_delta <= 0.0:
         return math.inf
-    interval = grid_interval(event_bytes, delta, relation)
+    interval_of = rough_grid_interval if rough else grid_interval
+    interval = interval_of(event_bytes, delta, relation)
     distribution = _distribution(event_bytes, relation, interval, extended)
     return float(distribution.get_epsilon_for_delta(usable_delta))
 

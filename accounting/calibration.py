@@ -1,12 +1,13 @@
 """The noise, the number of iterations or the batch size that meets a target epsilon from below.
 
-Three bounds are searched in turn, each from where the last one ended: RDP (fast and loose), PLD
-in float64, and `epsilon_of` itself, which alone decides what is returned.
+Three bounds are searched in turn, each from where the last one ended and with its slope: RDP (fast
+and loose), PLD on a coarse grid, and `epsilon_of` itself, which alone decides what is returned.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -28,6 +29,12 @@ SMALLEST_NOISE_MULTIPLIER = 0.1
 LARGEST_COUNT = 10**8
 
 _EpsilonAt = Callable[[float], float]
+
+_MOST_STEPS = 200
+_LONGEST_STEP = 0.7
+_NARROWEST = 1e-5
+_JUMP = 1e-3  # two points nearer than this say more about the grid than about the slope
+_FLATTEST = -0.05
 
 
 def check_epsilon(epsilon: object) -> float:
@@ -68,15 +75,16 @@ def smallest_noise_multiplier(
         - The event's epsilon at the returned noise multiplier is never above the target.
     """
     target, delta = check_epsilon(epsilon), check_delta(delta)
-    guess = 1.0
-    stages: tuple[tuple[_EpsilonAt, float], ...] = (
-        (lambda x: rdp_epsilon(event_of(x), delta, relation), 0.1),
-        (lambda x: rough_epsilon(event_of(x), delta, relation), TOLERANCE),
-        (lambda x: epsilon_of(event_of(x), delta, relation).epsilon, TOLERANCE),
+    at, slope = 0.0, -1.5
+    roughly: tuple[tuple[_EpsilonAt, float], ...] = (
+        (lambda x: rdp_epsilon(event_of(x), delta, relation), 0.05),
+        (lambda x: rough_epsilon(event_of(x), delta, relation), 4.0 * TOLERANCE),
     )
-    for epsilon_at, tolerance in stages:
-        found = _smallest(epsilon_at, target, guess, tolerance)
-        guess = guess if found is None else found
+    for epsilon_at, width in roughly:
+        at, slope, _ = _walk(epsilon_at, target, at, slope, width)
+    _, _, found = _walk(
+        lambda x: epsilon_of(event_of(x), delta, relation).epsilon, target, at, slope, TOLERANCE
+    )
     if found is None:
         raise BudgetError(
             f"The budget epsilon={target:g} at delta={delta:g} is too small: it would take a noise "
@@ -118,43 +126,65 @@ def largest_count(
     return found
 
 
-def _smallest(
-    epsilon_at: _EpsilonAt, target: float, guess: float, tolerance: float
-) -> float | None:
-    """Root of a falling function from its safe side, by secants on logarithms in a bracket.
+def _walk(
+    epsilon_at: _EpsilonAt, target: float, at: float, slope: float, width: float
+) -> tuple[float, float, float | None]:
+    """Looks for a noise multiplier whose epsilon is in (target * (1 - width), target).
 
-    Returns None where no argument up to the largest noise multiplier is safe.
+    All in logarithms, where epsilon is nearly a straight line of the noise: Newton's step with the
+    slope that the last bound had here, then secants; halvings where they do not settle.
+
+    Args:
+        epsilon_at: From a noise multiplier to a falling bound, which may have small jumps.
+        target: The target epsilon.
+        at: Logarithm of the noise multiplier to start from.
+        slope: Of the logarithm of epsilon there.
+        width: Relative.
+
+    Returns:
+        Where the goal is now expected, the slope there, and the smallest noise multiplier seen
+        that costs less than the target, or None.
     """
     least, most = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
-    safe: tuple[float, float] | None = None  # logarithms of noise and of epsilon / target
-    unsafe: tuple[float, float] | None = None
-    aim = math.log1p(-tolerance / 2.0)
-    slope, at = -1.5, math.log(guess)
-    last: tuple[float, float] | None = None
-    for attempt in range(200):
-        excess = _log_ratio(epsilon_at(math.exp(at)), target)
-        if excess <= 0.0:
-            safe = (at, excess)
-            if excess >= math.log1p(-tolerance) or at <= least:
-                break
-        else:
-            unsafe = (at, excess)
-            if at >= most:
-                return None
-        if last is not None and last[0] != at and last[1] != excess:
-            slope = min(-0.05, (excess - last[1]) / (at - last[0]))
-        last = (at, excess)
-        if safe is None or unsafe is None:
-            step = (aim - excess) / slope
-            at = min(most, max(least, at + math.copysign(min(max(abs(step), 1e-4), 2.0), step)))
-            continue
-        if safe[0] - unsafe[0] < 1e-5:
+    goal = math.log1p(-width) / 2.0
+    seen: list[tuple[float, float]] = []  # (logarithm of noise, of epsilon / target), by noise
+    safe: float | None = None
+    start, inside = (at, slope), 0
+    for _ in range(_MOST_STEPS):
+        noise = math.exp(at)
+        excess = _log_ratio(epsilon_at(noise), target)
+        insort(seen, (at, excess))
+        if excess < 0.0 and (safe is None or noise < safe):
+            safe = noise
+        known = sorted((p for p in seen if abs(p[1]) < _FAR_OFF), key=lambda p: abs(p[1] - goal))
+        if len(known) > 1 and abs(known[0][0] - known[1][0]) > _JUMP:
+            slope = _slope(known[0], known[1])
+        at_an_end = at <= least if excess < 0.0 else at >= most
+        if 2.0 * goal < excess < 0.0 or at_an_end:
             break
-        weight = (unsafe[1] - aim) / (unsafe[1] - safe[1])
-        if attempt % 3 == 2 or not 0.02 < weight < 0.98:
-            weight = 0.5
-        at = unsafe[0] + weight * (safe[0] - unsafe[0])
-    return None if safe is None else math.exp(safe[0])
+        too_little = max((x for x, y in seen if y > goal), default=None)
+        enough = min((x for x, y in seen if y <= goal), default=None)
+        if too_little is None or enough is None:
+            x, y = seen[0] if too_little is None else seen[-1]
+            step = (goal - y) / slope
+            at = x + math.copysign(min(max(abs(step), _NARROWEST), _LONGEST_STEP), step)
+            at = min(most, max(least, at))
+            continue
+        if enough - too_little < _NARROWEST:
+            break
+        inside += 1
+        at = known[0][0] + (goal - known[0][1]) / slope if known else least
+        if inside % 3 == 0 or not too_little < at < enough:
+            at = (too_little + enough) / 2.0
+    if not known:  # the bound says nothing about this event
+        return *start, safe
+    x, y = known[0]
+    return min(most, max(least, x + (goal - y) / slope)), slope, safe
+
+
+def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """The slope between two points, kept falling."""
+    return min(_FLATTEST, (one[1] - other[1]) / (one[0] - other[0]))
 
 
 def _largest(epsilon_at: Callable[[int], float], target: float, guess: int, at_most: int) -> int:

@@ -18,6 +18,9 @@ _ITERATIONS_ON_THE_FULL_GRID = 10_000
 _FINEST_INTERVAL = 1e-5
 _MANY_DEVIATIONS = 10.0
 _GRID_POINTS = 500_000
+_ROUGH_GRID_POINTS = 20_000
+_ROUGHEST = 4.0
+_ROUGHEST_IN_DEVIATIONS = 0.25
 
 
 def grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float:
@@ -32,12 +35,36 @@ def grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float
     scale = epsilon_scale(event_bytes, delta)
     crowd = math.sqrt(_ITERATIONS_ON_THE_FULL_GRID / max(1, iterations_of(event)))
     fine = VALUE_DISCRETIZATION_INTERVAL * min(1.0, crowd, 5.0 * scale, 100.0 * scale * scale)
+    fine = min(fine, _crowd_deviation(event, scale) / 2.0)
+    return max(fine, _range(event, scale, relation) / _GRID_POINTS, _FINEST_INTERVAL)
+
+
+def rough_grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float:
+    """A coarser grid where `grid_interval`'s has very many points: to search with.
+
+    Any grid gives an upper bound, since losses are rounded to it pessimistically.
+    """
+    event = loads(event_bytes)
+    scale = epsilon_scale(event_bytes, delta)
+    interval = grid_interval(event_bytes, delta, relation)
+    rough = min(
+        _ROUGHEST * interval,
+        _ROUGHEST_IN_DEVIATIONS * _crowd_deviation(event, scale),
+        _range(event, scale, relation) / _ROUGH_GRID_POINTS,
+    )
+    return max(interval, rough)
+
+
+def _crowd_deviation(event: EventTree, scale: float) -> float:
+    """One iteration's standard deviation, or infinity where few large losses make epsilon."""
     deviation = max(_loss_deviation(leaf) for leaf in leaves(event))
-    if scale < _MANY_DEVIATIONS * deviation * math.sqrt(iterations_of(event)):
-        fine = min(fine, deviation / 2.0)
-    widest = max(_loss_span(leaf, relation) for leaf in leaves(event))
-    coarse = max(widest, 4.0 * scale) / _GRID_POINTS
-    return max(fine, coarse, _FINEST_INTERVAL)
+    crowd = scale < _MANY_DEVIATIONS * deviation * math.sqrt(iterations_of(event))
+    return deviation if crowd else math.inf
+
+
+def _range(event: EventTree, scale: float, relation: Relation) -> float:
+    """About how far the losses reach that the grid has to hold, epsilon included."""
+    return max(4.0 * scale, *(_loss_span(leaf, relation) for leaf in leaves(event)))
 
 
 def _loss_span(leaf: EventTree, relation: Relation) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ERRORS_PER_ITERATION = 4
 _TRANSFORMS_BESIDES = 8
+_TAIL_MASS = 1e-15
 
 
 def composition_error(iterations: int, *, extended: bool) -> float:
@@ -113,22 +114,34 @@ def _leaf(
             value_discretization_interval=interval,
             neighboring_relation=relation,
         )
-    if extended:
-        # One distribution serves both directions where they are equal.
-        pmfs = [one._pmf_remove] if one._symmetric else [one._pmf_remove, one._pmf_add]
-        one = pld.PrivacyLossDistribution(*(_widen(pmf) for pmf in pmfs))
-    return one.self_compose(count)
+    if not extended:
+        return one.self_compose(count)
+    # One distribution serves both directions where they are equal.
+    pmfs = [one._pmf_remove] if one._symmetric else [one._pmf_remove, one._pmf_add]
+    return pld.PrivacyLossDistribution(*(_self_compose_extended(pmf, count) for pmf in pmfs))
 
 
-def _widen(pmf: PLDPmf) -> PLDPmf:
-    """The same distribution with probabilities in `numpy.longdouble`."""
+def _self_compose_extended(pmf: PLDPmf, count: int) -> PLDPmf:
+    """dp-accounting's self-composition with its Fourier transform in `numpy.longdouble`.
+
+    Which losses to keep is decided in float64, as dp-accounting does: whatever is cut off by that
+    Chernoff bound is counted as mass at infinity. Probabilities are real, so half of the spectrum
+    is enough.
+    """
+    from dp_accounting.pld.common import compute_self_convolve_bounds
     from dp_accounting.pld.pld_pmf import DensePLDPmf
+    from scipy import fft
 
     dense = pmf.to_dense_pmf()
+    probs = np.asarray(dense._probs, dtype=np.longdouble)
+    first, last = compute_self_convolve_bounds(dense._probs, count, _TAIL_MASS)
+    kept = last - first + 1
+    length = fft.next_fast_len(max(kept, probs.size), real=True)
+    composed = fft.irfft(fft.rfft(probs, length) ** count, length)
     return DensePLDPmf(
         dense._discretization,
-        dense._lower_loss,
-        np.asarray(dense._probs, dtype=np.longdouble),
-        dense._infinity_mass,
+        dense._lower_loss * count + first,
+        np.roll(composed, -first)[:kept],
+        _TAIL_MASS - math.expm1(count * math.log1p(-dense._infinity_mass)),
         dense._pessimistic_estimate,
     )

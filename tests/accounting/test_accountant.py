@@ -245,6 +245,28 @@ def test_float64s_composition_error_is_within_its_bound(
     assert float(exact) <= ours <= float(exact) * 1.01
 
 
+@pytest.mark.parametrize(
+    ("sampling_prob", "noise", "iterations"),
+    [(1e-3, 0.8, 2798), (0.1, 2.0, 10), (1e-3, 2.0, 10**5)],
+)
+def test_extended_composition_is_dp_accountings_with_wider_floats(
+    sampling_prob: float, noise: float, iterations: int
+) -> None:
+    relation = neighboring_relation(ADD)
+    ours = compose(events.dp_sgd(noise, sampling_prob, iterations), relation, 1e-3, extended=True)
+    one = dp.pld.privacy_loss_distribution.from_gaussian_mechanism(
+        noise / SLACK, value_discretization_interval=1e-3, sampling_prob=sampling_prob
+    )
+    pmfs = [pmf.to_dense_pmf() for pmf in (one._pmf_remove, one._pmf_add)]
+    for pmf in pmfs:
+        pmf._probs = np.asarray(pmf._probs, np.longdouble)
+    theirs = type(one)(*pmfs).self_compose(iterations)
+    bound = composition_error(iterations, extended=True)
+    for epsilon in np.linspace(0.0, 12.0, 40):
+        error = ours.get_delta_for_epsilon(epsilon) - theirs.get_delta_for_epsilon(epsilon)
+        assert abs(float(error)) <= bound + 1e-20
+
+
 def test_no_number_is_too_small_where_float64_fails() -> None:
     # dp-accounting's float64 PLD reads 3.319 here; the same algorithm in 80 bits reads 3.333.
     event = events.dp_sgd(2.0 * SLACK, 1e-3, 10**6)

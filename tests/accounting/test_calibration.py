@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from dpads.accounting import events
-from dpads.accounting.accountant import Relation, epsilon_of
+from dpads.accounting import accountant, calibration, events
+from dpads.accounting.accountant import PrivacyLoss, Relation, epsilon_of
 from dpads.accounting.calibration import (
     SMALLEST_NOISE_MULTIPLIER,
     TOLERANCE,
@@ -90,6 +92,91 @@ def test_small_and_large_budgets_are_met_from_below(epsilon: float) -> None:
     noise = smallest_noise_multiplier(lambda x: events.dp_sgd(x, 0.01, 100), epsilon, 1e-8, ADD)
     spent = epsilon_of(events.dp_sgd(noise, 0.01, 100), 1e-8, ADD).epsilon
     assert epsilon * (1 - TOLERANCE) <= spent <= epsilon
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Grows with every PLD that is composed: whether on the fine grid."""
+    fine: list[bool] = []
+
+    def counted(of: Callable[..., float], is_fine: bool) -> Callable[..., float]:
+        def interval(*arguments: Any) -> float:
+            fine.append(is_fine)
+            return of(*arguments)
+
+        return interval
+
+    accountant._epsilon_of.cache_clear()
+    monkeypatch.setattr(accountant, "grid_interval", counted(accountant.grid_interval, True))
+    monkeypatch.setattr(
+        accountant, "rough_grid_interval", counted(accountant.rough_grid_interval, False)
+    )
+    return fine
+
+
+def _met_with_few_plds(
+    composed: list[bool], sampling_prob: float, iterations: int, epsilon: float, delta: float
+) -> None:
+    def event_of(noise: float) -> events.EventTree:
+        return events.dp_sgd(noise, sampling_prob, iterations)
+
+    noise = smallest_noise_multiplier(event_of, epsilon, delta, ADD)
+    assert composed.count(True) <= 3
+    assert composed.count(False) <= 8
+    assert epsilon * (1 - TOLERANCE) <= epsilon_of(event_of(noise), delta, ADD).epsilon <= epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("delta", [1e-6, 1e-8])
+def test_long_runs_are_calibrated_with_few_plds(
+    epsilon: float, delta: float, composed: list[bool]
+) -> None:
+    _met_with_few_plds(composed, 1e-3, 10**5, epsilon, delta)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize(
+    ("sampling_prob", "iterations", "delta"),
+    [(1024 / N, 180_665, 1e-8), (1e-3, 10**6, 1e-8), (1e-3, 10**6, 1e-10), (1e-4, 10**6, 1e-8)],
+)
+def test_very_long_runs_are_calibrated_with_few_plds(
+    sampling_prob: float, iterations: int, epsilon: float, delta: float, composed: list[bool]
+) -> None:
+    _met_with_few_plds(composed, sampling_prob, iterations, epsilon, delta)
+
+
+def test_the_rough_bounds_silence_costs_no_plds(composed: list[bool]) -> None:
+    def event_of(noise: float) -> events.EventTree:
+        return events.dp_sgd(noise, 1e-3, 1000)
+
+    relation = Relation.REPLACE_ONE  # RDP says nothing about it
+    noise = smallest_noise_multiplier(event_of, 2.0, 1e-6, relation)
+    assert len(composed) <= 10
+    assert 2.0 * (1 - TOLERANCE) <= epsilon_of(event_of(noise), 1e-6, relation).epsilon <= 2.0
+
+
+@pytest.mark.parametrize("jump", [1e-4, 0.01, 0.3])
+@pytest.mark.parametrize("target", [0.02, 0.5, 3.0, 80.0])
+def test_a_bound_with_jumps_is_met_from_below(
+    jump: float, target: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stairs(event: events.EventTree, *_: object) -> float:
+        return math.exp(jump * math.floor(-2.0 * math.log(event["noise_multiplier"]) / jump))
+
+    calls: list[float] = []
+
+    def loss(event: events.EventTree, delta: float, relation: Relation) -> PrivacyLoss:
+        calls.append(event["noise_multiplier"])
+        return PrivacyLoss(stairs(event), delta, relation, "pld", None, None)
+
+    monkeypatch.setattr(calibration, "rdp_epsilon", lambda *_: math.inf)
+    monkeypatch.setattr(calibration, "rough_epsilon", stairs)
+    monkeypatch.setattr(calibration, "epsilon_of", loss)
+    noise = smallest_noise_multiplier(events.gaussian, target, 1e-6, ADD)
+    assert stairs(events.gaussian(noise)) < target
+    assert stairs(events.gaussian(noise)) >= target * (1 - TOLERANCE) * math.exp(-jump)
+    assert len(calls) < 50
 
 
 def test_other_entries_on_the_budget_are_counted() -> None:
