@@ -25,7 +25,7 @@ from dpads.record import RunRecord
 from dpads.run import Run, expect_store, note_evaluation
 from dpads.run_data import may_share_rows, open_rows
 from dpads.store import ExampleStore
-from dpads.training import Performance, Progress, Trainer, TrainingSettings
+from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def train(
     performance: Performance = Performance(),  # noqa: B008 (frozen)
     out: str | Path | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
+    on_rows: Callable[[RowProgress], None] | None = None,
 ) -> Run:
     """Trains a model under differential privacy.
 
@@ -92,6 +93,7 @@ def train(
         performance: threads and memory; changes neither privacy nor, but for rounding, the result.
         out: the run's folder, which must not exist; None keeps the run in memory.
         on_progress: called a few times a second.
+        on_rows: called while large tables are made and finished.
 
     Returns:
         The run.
@@ -151,6 +153,7 @@ def train(
         performance=performance,
         out=out,
         on_progress=on_progress,
+        on_rows=on_rows,
     )
 
 
@@ -164,6 +167,7 @@ def train_config(
     resume: bool = False,
     on_prepare: Callable[[int], None] | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
+    on_rows: Callable[[RowProgress], None] | None = None,
 ) -> Run:
     """Trains as a configuration says.
 
@@ -177,6 +181,7 @@ def train_config(
         resume: go on with what an interrupted run left beside `out`.
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_progress: called a few times a second.
+        on_rows: called while large tables are made and finished.
 
     Returns:
         The run.
@@ -195,7 +200,7 @@ def train_config(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
             rows = _open(config, store, test, Path(name), on_prepare)
-            return _Job(config, rows, performance, on_progress).carry_out(Ledger(), None)
+            return _Job(config, rows, performance, on_progress, on_rows).carry_out(Ledger(), None)
     target = Path(out)
     made: list[Path] = []
     if resume:
@@ -213,7 +218,7 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = _open(config, store, test, prepared, on_prepare)
-        run = _Job(config, rows, performance, on_progress).carry_out(ledger, partial)
+        run = _Job(config, rows, performance, on_progress, on_rows).carry_out(ledger, partial)
     except BaseException:
         if not ledger.entries:  # nothing was read to learn from: nothing to account for
             files.drop_partial(partial, made)
@@ -292,6 +297,7 @@ class _Job:
     rows: _Rows
     performance: Performance
     on_progress: Callable[[RunProgress], None] | None
+    on_rows: Callable[[RowProgress], None] | None
 
     def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
         """Reference, private training, metrics, files; what an interrupted run did is kept."""
@@ -336,7 +342,14 @@ class _Job:
         rows, model, settings = self.rows, self.config.model, self._settings
         if checkpoints is not None and checkpoints.is_dir():
             return Trainer.resume(
-                checkpoints, rows.train, model, rows.plan, settings, self.performance, ledger
+                checkpoints,
+                rows.train,
+                model,
+                rows.plan,
+                settings,
+                self.performance,
+                ledger,
+                self.on_rows,
             )
         if any(entry.kind == "training" for entry in ledger.entries):
             raise CheckpointError(
@@ -344,7 +357,14 @@ class _Job:
                 "lost; train anew under another --out."
             )
         return Trainer(
-            rows.train, model, rows.plan, settings, self.performance, ledger, checkpoints
+            rows.train,
+            model,
+            rows.plan,
+            settings,
+            self.performance,
+            ledger,
+            checkpoints,
+            self.on_rows,
         )
 
     def _reference_metrics(self, ledger: Ledger, folder: Path | None) -> dict[str, Any]:
@@ -368,6 +388,7 @@ class _Job:
             ),
             self.performance,
             Ledger(),
+            on_rows=self.on_rows,
         )
         ledger.append(
             kind="reference",

@@ -37,6 +37,7 @@ from dpads.training_settings import Performance, Progress, RowProgress, Training
 __all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSettings"]
 
 PROGRESS_SECONDS = 0.2
+REPORTED_ROWS = 1 << 23  # smaller tables are made and finished within a second
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Trainer:
         performance: threads and memory.
         ledger: receives the training entry before the first iteration.
         checkpoint_dir: where checkpoints go; None keeps none.
-        on_rows: called while tables are made and finished.
+        on_rows: called while large tables are made and finished.
 
     Raises:
         ConfigError: the plan's unit is not supported, or the model will not fit into memory.
@@ -376,11 +377,11 @@ class Trainer:
             tables.hide_low_bits()
 
     def _report_rows(
-        self, stage: Literal["initialising", "finishing"], done: int, all_: int
+        self, stage: Literal["initialising", "finishing"], done: int, total: int
     ) -> None:
-        """Tells whoever watches."""
-        if self._on_rows is not None:
-            self._on_rows(RowProgress(stage, done, all_))
+        """Tells whoever watches, where it takes long enough to be told."""
+        if self._on_rows is not None and total >= REPORTED_ROWS:
+            self._on_rows(RowProgress(stage, done, total))
 
     def save(self) -> None:
         """Writes a checkpoint, where a folder for them was given; it flushes nothing."""

@@ -424,3 +424,39 @@ def test_the_kernels_do_not_depend_on_threads_in_a_whole_run(store: Any) -> None
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_large_tables_report_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dpads.training
+
+    monkeypatch.setattr(dpads.training, "REPORTED_ROWS", 1)
+    seen: list[dpads.training.RowProgress] = []
+    trainer = Trainer(
+        store, MLP, plan_of(2), settings_of(), Performance(), Ledger(), on_rows=seen.append
+    )
+    rows = sum(len(array) for array in trainer.model.arrays.values())
+    assert [at.stage for at in seen] == ["initialising"] * len(trainer.model.tables)
+    assert seen[-1].rows == seen[-1].total == rows
+    trainer.run()
+    assert {at.stage for at in seen} == {"initialising", "finishing"}
+    assert seen[-1] == dpads.training.RowProgress("finishing", rows, rows)
+
+
+def test_the_batch_drawn_ahead_is_the_one_that_the_sampler_draws(store: Any) -> None:
+    plan = plan_of(8)
+    trainer = trainer_of(store, plan)
+    drawn = []
+    clipped_sum = trainer._clipped_sum
+
+    def spy(ready: Any) -> Any:
+        drawn.append((ready.iteration, ready.units))
+        return clipped_sum(ready)
+
+    trainer._clipped_sum = spy  # type: ignore[method-assign]
+    for t in range(8):
+        if t == 5:
+            trainer._next = None  # as after a resumption: drawn anew
+        trainer.step()
+    assert [iteration for iteration, _ in drawn] == list(range(8))
+    for iteration, units in drawn:
+        np.testing.assert_array_equal(units, trainer._sampler.units(iteration, UNITS))
