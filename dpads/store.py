@@ -270,7 +270,7 @@ class ExampleStore:
             raise StoreError("Expected positions from 0 to num_examples - 1, got others.")
         stored = wanted if self._index is None else self._index[wanted]
         columns, count = self._mapped.columns, len(wanted)
-        self._mapped.residency.note(count * (len(columns) + 2 * len(self._mapped.bags)))
+        self._mapped.residency.note()
         scalars = tuple(item.name for item in self.schema.fields if not item.is_bag)
         ids, dense = columns.get("ids"), columns.get("dense")
         weight, exposure = columns.get("weight"), columns.get("exposure")
@@ -361,7 +361,7 @@ class ExampleStore:
 
     def _take(self, column: str, rows: Rows) -> NDArray[Any]:
         """One column at some positions."""
-        self._mapped.residency.note(len(rows))
+        self._mapped.residency.note()
         return self._mapped.columns[column].take(rows if self._index is None else self._index[rows])
 
     def _user_keys(self, rows: Rows) -> NDArray[np.uint64]:

@@ -30,8 +30,8 @@ DATA, META, KEY = "data.arrow", "store.json", "key"
 METADATA_KEY = b"dpads"
 HASH_BYTES = 1 << 20
 SEGMENT_BYTES = 1 << 26
-RESIDENT_BYTES = 1 << 29
-PAGES_PER_READ = 4  # the system maps a few pages around the one that is read
+RESIDENT_BYTES = 1 << 30
+READS_PER_CHECK = 8
 
 Rows = NDArray[np.int64]
 
@@ -87,7 +87,7 @@ class StoredBag:
 
 
 class Residency:
-    """Keeps the part of a mapped file that counts as this process' memory small.
+    """Keeps the part of a large mapped file that counts as this process' memory small.
 
     Pages stay in the system's cache; they are only no longer this process' own.
 
@@ -97,15 +97,23 @@ class Residency:
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
-        self._touched = 0
+        self._large = len(mapping) > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED")
+        self._reads = 0
 
-    def note(self, reads: int) -> None:
-        """Notes that so many places of the file were read; lets go of the pages when they are many."""
-        self._touched += reads
-        if self._touched * PAGES_PER_READ * mmap.PAGESIZE > RESIDENT_BYTES:
-            self._touched = 0
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._mapping.madvise(mmap.MADV_DONTNEED)
+    def note(self) -> None:
+        """Notes a read, and lets go of the pages when they have become many."""
+        self._reads += 1
+        if self._large and self._reads % READS_PER_CHECK == 0 and _file_bytes() > RESIDENT_BYTES:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _file_bytes() -> int:
+    """Bytes of mapped files that count as this process' memory; 0 where the system does not tell."""
+    try:
+        shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[2]
+    except OSError:
+        return 0
+    return int(shared) * mmap.PAGESIZE
 
 
 @dataclass(frozen=True)

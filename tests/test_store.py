@@ -356,25 +356,40 @@ def test_a_store_of_another_schema_names_the_first_difference(tmp_path: Path) ->
         store.check_schema(other)
 
 
-def test_pages_of_a_large_file_are_let_go_of_now_and_then() -> None:
+@pytest.mark.parametrize(("size", "resident"), [(5, 6), (7, 6), (7, 7)])
+def test_pages_of_a_large_file_are_let_go_of_when_they_are_many(
+    monkeypatch: pytest.MonkeyPatch, size: int, resident: int
+) -> None:
     import mmap
 
-    from dpads.store_mapping import PAGES_PER_READ, RESIDENT_BYTES, Residency
+    import dpads.store_mapping as mapping
 
+    monkeypatch.setattr(mapping, "RESIDENT_BYTES", 6)
+    monkeypatch.setattr(mapping, "_file_bytes", lambda: resident)
     asked: list[int] = []
 
     class Mapping:
+        def __len__(self) -> int:
+            return size
+
         def madvise(self, advice: int) -> None:
             asked.append(advice)
 
-    residency = Residency(Mapping())  # type: ignore[arg-type]
-    reads = RESIDENT_BYTES // (PAGES_PER_READ * mmap.PAGESIZE)
-    residency.note(reads)
-    assert asked == []
-    residency.note(1)
-    assert asked == [mmap.MADV_DONTNEED]
-    residency.note(reads)
-    assert len(asked) == 1
+    residency = mapping.Residency(Mapping())  # type: ignore[arg-type]
+    for _ in range(2 * mapping.READS_PER_CHECK):
+        residency.note()
+    let_go = size > 6 and resident > 6
+    assert asked == ([mmap.MADV_DONTNEED] * 2 if let_go else [])
+
+
+def test_mapped_pages_count_as_the_process_memory(
+    big: tuple[pl.DataFrame, ExampleStore],
+) -> None:
+    from dpads.store_mapping import _file_bytes
+
+    store = big[1]
+    store.read(np.arange(store.num_examples))
+    assert _file_bytes() > 1 << 20
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 7])

@@ -426,7 +426,7 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
         make()
 
 
-def test_large_tables_report_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tables_report_how_far_they_are(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import dpads.training
 
     monkeypatch.setattr(dpads.training, "REPORTED_ROWS", 1)
