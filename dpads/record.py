@@ -164,7 +164,7 @@ def read_json(path: Path) -> Any:
 
 
 def parameters_of(model: Model) -> list[Buffer]:
-    """All parameters as a safetensors file, in parts, no table copied; equal parameters give equal bytes."""
+    """All parameters of a model as a safetensors file, in parts; equal parameters give equal bytes."""
     arrays = {
         **{f"tables.{name}": array for name, array in model.tables.items()},
         **{f"dense.{name}": array for name, array in model.dense.items()},
