@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import dpads
-from dpads import cli_data, cli_results, cli_train
+from dpads import cli_bench, cli_data, cli_results, cli_train
 from dpads.cli_screen import fail
 from dpads.errors import InputError, RunError
 
@@ -44,6 +44,7 @@ app.command()(cli_train.train)
 app.command()(cli_results.evaluate)
 app.command()(cli_results.predict)
 app.command()(cli_results.statement)
+app.command()(cli_bench.bench)
 
 
 def _version(wanted: bool) -> None:

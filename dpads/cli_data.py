@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from dpads.cli_screen import console, print_json, print_table
+from dpads.cli_bench import plan_costs, print_costs
+from dpads.cli_screen import JsonOption, console, print_json, print_table
+from dpads.errors import ConfigError
 
 DEFAULT_BATCH_SIZES = (256, 1024, 4096, 16_384)
 DEFAULT_EPOCHS = (1.0, 5.0, 20.0)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def prepare(
@@ -43,10 +43,12 @@ def prepare(
 
 def plan(
     examples: Annotated[
-        int,
+        int | None,
         typer.Option("--examples", help="Public number of privacy units (privacy.dataset_size)."),
-    ],
-    epsilon: Annotated[float, typer.Option("--epsilon", help="Privacy budget, in total.")],
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="Privacy budget, in total.")
+    ] = None,
     delta: Annotated[
         float | None,
         typer.Option(help="Default: min(1e-8, 0.1 / examples), rounded down to a power of ten."),
@@ -58,11 +60,32 @@ def plan(
     epochs: Annotated[
         list[float] | None, typer.Option(help="Passes over the data; may be given several times.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="A configuration: it fills in what no other option says, and time and memory of its "
+            "model are estimated, from a short measurement.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print what a budget costs, before any data is touched: noise, iterations, batch sizes."""
+    from dpads.config import load_config
     from dpads.plan import PrivacySpec, plan_table, resolve
 
+    parsed = None if config is None else load_config(config)
+    if parsed is not None:
+        examples = parsed.privacy.dataset_size if examples is None else examples
+        epsilon = parsed.privacy.epsilon if epsilon is None else epsilon
+        delta = parsed.privacy.delta if delta is None else delta
+        batch_size = batch_size or [parsed.training.expected_batch_size]
+        epochs = epochs or [parsed.training.epochs]
+    l2_clip_norm = 1.0 if parsed is None else parsed.l2_clip_norm
+    if examples is None:
+        raise ConfigError(_missing("--examples", "dataset_size", config))
+    if epsilon is None:
+        raise ConfigError(_missing("--epsilon", "epsilon", config))
     sizes = batch_size or [size for size in DEFAULT_BATCH_SIZES if size <= examples] or [examples]
     with console(stderr=True).status("calibrating"):
         rows = plan_table(
@@ -71,17 +94,22 @@ def plan(
             delta=delta,
             batch_sizes=sizes,
             epochs=epochs or DEFAULT_EPOCHS,
+            l2_clip_norm=l2_clip_norm,
         )
         spec = PrivacySpec(epsilon=epsilon, delta=delta, dataset_size=examples)
         used = resolve(spec, expected_batch_size=sizes[0], epochs=1.0).delta
+    costs = [] if parsed is None else plan_costs(parsed, examples, rows)
     if json_:
+        plain = [dataclasses.asdict(row) for row in rows]
+        for values, cost in zip(plain, costs, strict=False):
+            values.update(cost.to_dict())
         print_json(
             {
                 "examples": examples,
                 "epsilon": epsilon,
                 "delta": used,
-                "l2_clip_norm": 1.0,
-                "rows": [dataclasses.asdict(row) for row in rows],
+                "l2_clip_norm": l2_clip_norm,
+                "rows": plain,
             }
         )
         return
@@ -106,5 +134,15 @@ def plan(
             ]
             for row in rows
         ],
-        caption="noise / coordinate: stddev on the averaged gradient, at l2_clip_norm 1",
+        caption="noise / coordinate: stddev on the averaged gradient, "
+        f"at l2_clip_norm {l2_clip_norm:g}",
     )
+    if costs:
+        print_costs(rows, costs)
+
+
+def _missing(option: str, key: str, config: Path | None) -> str:
+    """What to say where neither the command line nor a configuration has a number."""
+    if config is None:
+        return f"Expected {option}, got none. Give it, or a --config whose [privacy] has {key}."
+    return f"{config}: [privacy] has no {key}, which a plan needs. Give {option}."

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpads.cli_data import JsonOption
-from dpads.cli_screen import console, print_json, print_markdown, print_metrics, say
+from dpads.cli_screen import JsonOption, console, print_json, print_markdown, print_metrics, say
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 DataArgument = Annotated[

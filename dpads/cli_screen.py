@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal
 BAR_WIDTH: Final = 100  # columns of a terminal from which a bar has room beside the facts
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 class Watcher(Protocol):
@@ -100,6 +102,22 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def gigabytes(count: float) -> str:
+    """A number of bytes."""
+    return f"{count / 1e9:,.2f} GB"
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[str], None]]:
+    """Shows on standard error what is measured: in one place on a terminal, line by line elsewhere."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield say
+        return
+    with screen.status("measuring") as status:
+        yield status.update
+
+
 @contextmanager
 def watching() -> Iterator[Watcher]:
     """Shows progress on standard error: bars on a terminal, a line now and then elsewhere."""
@@ -150,14 +168,14 @@ def _facts(at: RunProgress) -> str:
     parts = [
         f"{at.iteration:,}/{at.iterations:,} iterations",
         f"{at.examples_per_second:,.0f} examples/s",
-        f"{_duration(at.seconds_left)} left",
+        f"{duration(at.seconds_left)} left",
     ]
     if at.epsilon_spent is not None:
         parts.append(f"epsilon {at.epsilon_spent:.2f}")
     return ", ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in the two largest units that matter."""
     whole = round(seconds)
     if whole < 60:

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dpads.cli_data import JsonOption
-from dpads.cli_screen import print_json, print_markdown, print_metrics, say, watching
+from dpads.cli_screen import JsonOption, print_json, print_markdown, print_metrics, say, watching
 
 
 def train(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from dpads.models.layout import Layout
 
 GIGABYTE: Final = 1e9
-# What a process holds that has loaded torch, numba, polars, the kernels and the accountant; measured.
+# What a process holds that has loaded torch, numba, polars, the kernels and the accountant; measured. The
+# first run on a machine compiles the kernels and needs some 0.4 GB more for that.
 IMPORTS: Final = 600_000_000
 IDS_PER_BAG: Final = 10  # how many ids a list holds is private, so it is assumed
 CHUNK: Final = 512  # examples that a thread takes through the tower at a time
@@ -177,12 +178,10 @@ def check_memory(estimate: MemoryEstimate, *, root: Path = Path("/")) -> None:
 
 
 def _advice(estimate: MemoryEstimate) -> str:
-    """What to change, for the largest part first."""
-    smaller_tables = "Use fewer buckets or a smaller embedding_dim"
-    smaller_batch = "a smaller expected_batch_size"
+    """What to change: what the largest part depends on."""
     if estimate.batch > estimate.tables:
-        return f"Use {smaller_batch}, or a smaller physical_batch_size."
-    return f"{smaller_tables}, or {smaller_batch}."
+        return "Use a smaller expected_batch_size or a smaller physical_batch_size."
+    return "Use fewer buckets or a smaller embedding_dim."
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

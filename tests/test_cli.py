@@ -19,7 +19,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from cli_calls import CONFIG, done, dpads_command
 
 import dpads
 from dpads import cli_demo, cli_screen, run_training, training
@@ -28,38 +28,6 @@ from dpads.run_training import RunProgress
 from dpads.synthetic import SyntheticLog
 
 ROOT = Path(__file__).parents[1]
-CONFIG = """
-[data]
-train = "train.parquet"
-test = "test.parquet"
-[schema]
-task = "ctr"
-label = "click"
-numeric = ["past_clicks", "past_views", "page_depth"]
-categorical = ["device", "hour", "region", "site", "campaign"]
-bags = ["interests"]
-buckets = 200
-[model]
-name = "logistic"
-[privacy]
-epsilon = 3.0
-dataset_size = 3000
-[training]
-expected_batch_size = 300
-epochs = 2
-"""
-
-
-def dpads_command(*arguments: object) -> Result:
-    """Runs the command line in this process, 100 columns wide, without a terminal."""
-    return CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(item) for item in arguments])
-
-
-def done(*arguments: object) -> str:
-    """Standard output of a command that must succeed."""
-    result = dpads_command(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +54,7 @@ def commands() -> list[tuple[str, Any]]:
 
 def test_the_commands_are_those_of_the_design() -> None:
     assert [name for name, _ in commands()] == [
+        "bench",
         "demo",
         "evaluate",
         "plan",
@@ -351,6 +320,15 @@ def test_bad_configurations_end_with_2_and_leave_nothing(
         ["plan", "--examples", "many", "--epsilon", "1"],
         ["plan", "--examples", "3000", "--epsilon", "1", "--delta", "1"],
         ["plan", "--examples", "3000", "--epsilon", "1", "--batch-size", "3001"],
+        ["plan"],
+        ["plan", "--examples", "3000"],
+        ["plan", "--config", "absent.toml"],
+        ["plan", "--config", "config.toml", "--batch-size", "3001"],
+        ["bench", "--rows", "51"],
+        ["bench", "--batch-size", "0"],
+        ["bench", "--hidden", "0"],
+        ["bench", "--embedding-dim", "0"],
+        ["bench", "--rows", "many"],
         ["evaluate", "absent", "test.parquet"],
         ["evaluate", ".", "test.parquet"],
         ["evaluate", "run", "absent.parquet"],
@@ -479,7 +457,7 @@ def test_progress_is_readable() -> None:
     assert cli_screen._facts(at) == (
         "5/10 iterations, 1,234 examples/s, 1 min 15 s left, epsilon 1.23"
     )
-    assert [cli_screen._duration(s) for s in (0.2, 59.4, 3600, 7260)] == [
+    assert [cli_screen.duration(s) for s in (0.2, 59.4, 3600, 7260)] == [
         "0 s",
         "59 s",
         "1 h 00 min",
