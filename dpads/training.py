@@ -16,7 +16,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.batch import SparseBatch
 from dpads.checkpoint import Checkpoint, CheckpointFolder
 from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
-from dpads.errors import CheckpointError, ConfigError
+from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
 from dpads.kernels.workers import available_cores, followed_by, get_workers, set_threads
 from dpads.models.base import Description, Model
@@ -133,6 +133,7 @@ class Trainer:
         self._saves = 0
         self._workspace = Workspace()
         self._next: Prepared | None = None
+        self._whole = True  # whether no iteration was cut off half-way
         self._identity = run_identity(store, description, plan, settings, performance)
         keys = RunKeys(master, digest_of(self._identity))
         mechanism = plan.mechanism
@@ -254,7 +255,9 @@ class Trainer:
 
         Raises:
             ConfigError: the plan allows no further iteration.
+            RunError: an earlier iteration was cut off half-way.
         """
+        self._check_whole()
         if self.iteration >= self.planned:
             raise ConfigError(
                 f"All {self.planned} iterations that the plan allows are done. "
@@ -264,6 +267,7 @@ class Trainer:
             self._folder.note_progress(self.iteration + 1)
         from dpads.kernels.torch_ops import single_threaded
 
+        self._whole = False
         with single_threaded():
             total = self._clipped_sum(self._taken_or_prepared())
             gradient, noise = self._noise.prepare(total, self.iteration)
@@ -274,6 +278,15 @@ class Trainer:
             for tables in self._tables.values():
                 tables.advance()
         self.iteration += 1
+        self._whole = True
+
+    def _check_whole(self) -> None:
+        """Refuses to go on from half an iteration: the same noise would protect other gradients."""
+        if not self._whole:
+            raise RunError(
+                f"Iteration {self.iteration} was cut off half-way, and nobody can tell which parameters had "
+                "moved. Resume from the last checkpoint."
+            )
 
     def _prepare_next(self) -> None:
         """Draws and reads the next batch while this iteration's noise is made."""
@@ -283,9 +296,7 @@ class Trainer:
     def _taken_or_prepared(self) -> Prepared:
         """This iteration's batch, drawn ahead or now."""
         ready, self._next = self._next, None
-        if ready is None or ready.iteration != self.iteration:
-            ready = self._prepared(self.iteration)
-        return ready
+        return ready or self._prepared(self.iteration)
 
     def _prepared(self, iteration: int) -> Prepared:
         """Draws the batch of an iteration, and reads it unless it is to be read in pieces."""
@@ -335,6 +346,7 @@ class Trainer:
             CheckpointError: iterations that a cut-off run had begun are being replayed. A read among
                 them would make the replay another one: the same addresses would serve other variances.
         """
+        self._check_whole()
         if self.iteration < self._replay_until:
             raise CheckpointError(
                 f"The run replays what was cut off, up to iteration {self._replay_until}, and is at "
@@ -352,6 +364,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Brings every row up to date and notes on the ledger how many iterations ran."""
+        self._check_whole()
         self._flush()
         self.save()
         self._close_entry()
@@ -385,6 +398,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint, where a folder for them was given; it flushes nothing."""
+        self._check_whole()
         if self._folder is None:
             return
         self._saves += 1

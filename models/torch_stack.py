@@ -49,6 +49,7 @@ class Stack:
         relus = [layer for layer in body[1::2] if type(layer) is nn.ReLU]
         if (
             len(linears) + len(relus) + 1 == len(module)
+            and len(relus) == len(linears) - 1
             and all(layer.bias is not None for layer in linears)
             and linears[-1].out_features == 1
             and isinstance(squeeze, nn.Flatten)

@@ -64,6 +64,13 @@ def test_square_norms_and_sums_equal_reference(data: Any) -> None:
     half = len(sums) // 2
     clip.merged_sum(grads, places, spread, runs, 0, sums[:half])
     clip.merged_sum(grads, places, spread, runs, half, sums[half:])
+    applied = np.zeros((layout.groups[0].num_rows, dim), np.float32)
+    holed = np.where(spread[:, None] == 0, np.float32(np.nan), grads)
+    clip.add_merged_sum(holed, places, spread, runs, 0, half, 2.0, applied)
+    clip.add_merged_sum(holed, places, spread, runs, half, len(sums), 2.0, applied)
+    np.testing.assert_allclose(applied[runs.rows], 2 * sums, rtol=1e-6, atol=1e-6)
+    applied[runs.rows] = 0
+    assert not applied.any()
     total: dict[int, Any] = {int(row): np.zeros(dim) for row in runs.rows}
     for u, (first, last) in enumerate(pairwise(offsets)):
         rows = reference.unit_table_gradient(grads, places, dim, first, last)
@@ -141,3 +148,30 @@ def test_the_cosine_schedule_keeps_its_digits_at_the_end() -> None:
         for t in (0, steps // 2, steps - 60, steps - 2, steps - 1):
             exact = mpmath.cos(mpmath.pi * t / (2 * steps)) ** 2 / 2
             assert float(rates[t] / exact) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_only_linear_and_relu_layers_in_turn_are_a_stack() -> None:
+    from torch import nn
+
+    from dpads.models.torch_stack import Stack
+
+    def linear(width_out: int, *, bias: bool = True) -> nn.Module:
+        return nn.Linear(3, width_out, bias=bias).requires_grad_(False)
+
+    flat = nn.Flatten(0)
+    stacks = [
+        nn.Sequential(linear(1), flat),
+        nn.Sequential(linear(3), nn.ReLU(), linear(1), flat),
+    ]
+    others = [
+        nn.Sequential(linear(3), linear(1), flat),
+        nn.Sequential(linear(3), nn.Tanh(), linear(1), flat),
+        nn.Sequential(linear(3), nn.ReLU(), linear(2), flat),
+        nn.Sequential(linear(3, bias=False), nn.ReLU(), linear(1), flat),
+        nn.Sequential(nn.ReLU(), linear(1), flat),
+        nn.Sequential(linear(1), nn.ReLU()),
+        linear(1),
+    ]
+    for module, is_stack in [(m, True) for m in stacks] + [(m, False) for m in others]:
+        names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+        assert (Stack.of(module, names) is not None) == is_stack

@@ -16,7 +16,7 @@ from test_tables import recorder
 import dpads
 from dpads.accounting.ledger import Ledger
 from dpads.checkpoint import CheckpointFolder
-from dpads.errors import CheckpointError, ConfigError
+from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.sampling import PoissonSampler
 from dpads.training import Performance, Progress, Trainer, TrainingSettings
@@ -460,3 +460,28 @@ def test_the_batch_drawn_ahead_is_the_one_that_the_sampler_draws(store: Any) -> 
     assert [iteration for iteration, _ in drawn] == list(range(8))
     for iteration, units in drawn:
         np.testing.assert_array_equal(units, trainer._sampler.units(iteration, UNITS))
+
+
+@pytest.mark.parametrize("where", ["_clipped_sum", "_prepare_next"])
+def test_nothing_goes_on_from_half_an_iteration(store: Any, tmp_path: Path, where: str) -> None:
+    trainer = trainer_of(store, checkpoint_dir=tmp_path / "c")
+    trainer.step()
+    trainer.save()
+
+    def fails(*_: Any) -> None:
+        raise OSError("the disk went away")
+
+    setattr(trainer, where, fails)
+    with pytest.raises(OSError, match="went away"):
+        trainer.step()
+    delattr(trainer, where)
+    for go_on in (trainer.step, trainer.save, trainer.read_model, trainer.finish, trainer.run):
+        with pytest.raises(RunError, match="Resume from the last checkpoint"):
+            go_on()
+    resumed = Trainer.resume(
+        tmp_path / "c", store, MLP, plan_of(), settings_of(), Performance(threads=1), Ledger()
+    )
+    resumed.run()
+    whole = trainer_of(store)
+    whole.run()
+    assert same(resumed.model.state(), whole.model.state())
