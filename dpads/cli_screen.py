@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dpads.run_training import RunProgress
+    from dpads.training_settings import RowProgress
 
 PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal
 BAR_WIDTH: Final = 100  # columns of a terminal from which a bar has room beside the facts
@@ -25,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 class Watcher(Protocol):
     """Takes progress reports of all stages."""
 
-    def __call__(self, at: RunProgress) -> None:
+    def __call__(self, at: RunProgress | RowProgress) -> None:
         """Shows where a run stands."""
 
 
@@ -140,10 +141,11 @@ def watching() -> Iterator[Watcher]:
     ) as bars:
         tasks: dict[str, Any] = {}
 
-        def watch(at: RunProgress) -> None:
+        def watch(at: RunProgress | RowProgress) -> None:
+            done, total = _counts(at)
             if at.stage not in tasks:
-                tasks[at.stage] = bars.add_task(at.stage, total=at.iterations, facts="")
-            bars.update(tasks[at.stage], completed=at.iteration, facts=_facts(at))
+                tasks[at.stage] = bars.add_task(at.stage, total=total, facts="")
+            bars.update(tasks[at.stage], completed=done, facts=_facts(at))
 
         yield watch
 
@@ -155,16 +157,28 @@ class _PlainWatcher:
         self._stage = ""
         self._last = 0.0
 
-    def __call__(self, at: RunProgress) -> None:
+    def __call__(self, at: RunProgress | RowProgress) -> None:
         now = time.monotonic()
+        done, total = _counts(at)
         due = at.stage != self._stage or now - self._last >= PLAIN_SECONDS
-        if due or at.iteration == at.iterations:
+        if due or done == total:
             say(f"{at.stage}: {_facts(at)}")
             self._stage, self._last = at.stage, now
 
 
-def _facts(at: RunProgress) -> str:
-    """Iterations, speed, time left, epsilon spent."""
+def _counts(at: RunProgress | RowProgress) -> tuple[int, int]:
+    """What is done, and what is to be done in all."""
+    from dpads.training_settings import RowProgress
+
+    return (at.rows, at.total) if isinstance(at, RowProgress) else (at.iteration, at.iterations)
+
+
+def _facts(at: RunProgress | RowProgress) -> str:
+    """Iterations, speed, time left, epsilon spent; or rows of tables."""
+    from dpads.training_settings import RowProgress
+
+    if isinstance(at, RowProgress):
+        return f"{at.rows:,}/{at.total:,} rows of tables"
     parts = [
         f"{at.iteration:,}/{at.iterations:,} iterations",
         f"{at.examples_per_second:,.0f} examples/s",

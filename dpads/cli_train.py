@@ -44,7 +44,7 @@ def train(
     parsed = load_config(config, set_ or ())
     try:
         with watching() as watch:
-            run = train_config(parsed, out=target, resume=resume, on_progress=watch)
+            run = train_config(parsed, out=target, resume=resume, on_progress=watch, on_rows=watch)
     except KeyboardInterrupt:
         if partial_of(target).is_dir():
             words = ["dpads", "train", str(config), "--out", str(target), "--resume"]
