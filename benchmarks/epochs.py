@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from steps import DIM, FIELDS, NUMBERS, TOWERS, batches, len_cores
+from steps import DIM, FIELDS, NUMBERS, TOWERS, batches, len_cores, peak_gb
 
 HERE: Final = Path(__file__).parent
 HIDDEN: Final = TOWERS["small"]
@@ -163,9 +162,8 @@ def dpads_epoch(folder: Path, batch: int) -> None:
     begin = time.perf_counter()
     trainer.run()
     seconds = opening + time.perf_counter() - begin
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parts = preparation(store, trainer.model, batch, iterations)
-    print(json.dumps({"seconds": seconds, "peak_gb": peak_gb, "opening": opening, **parts}))
+    print(json.dumps({"seconds": seconds, "peak_gb": peak_gb(), "opening": opening, **parts}))
 
 
 def preparation(store: Any, model: Any, batch: int, iterations: int) -> dict[str, float]:

@@ -9,7 +9,6 @@ the batch, so that the learning rate is small.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import types
@@ -54,7 +53,8 @@ def main() -> None:
     begin = time.perf_counter()
     model.fit(columns, labels, batch_size=batch, epochs=1, verbose=0)
     seconds = time.perf_counter() - begin
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak_gb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
     packages = f"deepctr-torch {version('deepctr-torch')} on torch {version('torch')}"
     print(json.dumps({"seconds": seconds, "peak_gb": peak_gb, "packages": packages}))
 

@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import peers_steps
-from steps import BLOCK, DIM, WARM_TURNS, batches, len_cores
+from steps import BLOCK, DIM, WARM_TURNS, batches, len_cores, peak_gb
 
 HERE: Final = Path(__file__).parent
 # The last cell is for Opacus' hooks alone, which fit into no other.
@@ -157,8 +156,7 @@ def serve(variant: str, rows: int, size: int) -> None:
         for batch in block:
             step(batch)
         ms = 1e3 * (time.perf_counter() - begin) / len(block)
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"ms": ms, "peak_gb": peak_gb, "packages": packages}), flush=True)
+            print(json.dumps({"ms": ms, "peak_gb": peak_gb(), "packages": packages}), flush=True)
 
 
 def measure(rows: int, size: int, turns: int, peer_python: str | None) -> dict[str, Any]:

@@ -3,10 +3,11 @@
     python benchmarks/steps.py                      # the whole grid: about 20 minutes on 2 cores, 14 GB
     python benchmarks/steps.py --rows 1e6 --batch 4096 --tower small
 
-writes steps.md and steps.json beside this file. 26 fields, embedding width 16, 13 numbers, Zipf(1.1) ids,
-SGD on tables and Adam on the tower, float32, libraries at their defaults. The variants of a cell take
-turns on the same batches, no batch is used twice, and ratios are paired: the median over the turns. A step of
-dpads includes the Poisson draw; drawing up the made-up batch is outside every clock.
+writes steps.md and steps.json beside this file. 26 fields, embedding width 16, 13 numbers, ids from Zipf's
+law with exponent 1.1 over each table, SGD on tables and Adam on the tower, float32, libraries at their
+defaults. The variants of a cell take turns: some steps in a row on new batches, of which the first is not
+timed, for it meets the caches and waiting threads of another variant. Ratios are paired: the median over the
+turns. A step of dpads includes the Poisson draw; drawing up the made-up batch is outside every clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +37,8 @@ EXAMPLES: Final = 37_000_000  # a public size that gives realistic sampling prob
 
 
 BLOCK, WARM_TURNS = 4, 2  # steps of one variant in a row
+PARTED = 12  # further private steps whose parts are timed
+PARTS: Final = ("catch-up", "chunks", "update and next batch")
 
 HEADER: Final = (
     "| tower | rows | batch | private | without noise | PyTorch sparse | private / PyTorch "
@@ -51,8 +53,10 @@ def batches(rows: int, size: int, seed: int) -> Iterator[Any]:
     per_table = rows // FIELDS
     names = tuple(f"c{i}" for i in range(FIELDS))
     rng = np.random.default_rng(seed)
+    chances = np.cumsum(np.arange(1, per_table + 1) ** -ZIPF)
     while True:
-        ids = np.minimum(rng.zipf(ZIPF, (size, FIELDS)) - 1, per_table - 1).astype(np.int32)
+        draws = rng.random((size, FIELDS)) * chances[-1]
+        ids = np.searchsorted(chances, draws).astype(np.int32)
         dense = rng.standard_normal((size, NUMBERS), np.float32)
         labels = (rng.random(size) < 0.03).astype(np.float32)
         yield dpads.SparseBatch(names, ids, {}, dense, labels)
@@ -139,7 +143,7 @@ def torch_step(rows: int, size: int, tower: str, sparse: bool = True) -> Callabl
 
 def measure(rows: int, size: int, tower: str, turns: int) -> dict[str, Any]:
     """One cell of the grid, in this process."""
-    steps = (WARM_TURNS + turns) * BLOCK
+    steps = (WARM_TURNS + turns) * BLOCK + PARTED
     variants = {
         "private": dpads_step(rows, size, tower, 0.8, steps),
         "non-private": dpads_step(rows, size, tower, 0.0, steps),
@@ -159,6 +163,8 @@ def measure(rows: int, size: int, tower: str, turns: int) -> dict[str, Any]:
             if turn >= WARM_TURNS:
                 times[name].append(1e3 * (time.perf_counter() - begin) / (BLOCK - 1))
 
+    parts = parts_of(variants["private"], islice(feed, PARTED))
+
     def ratio(first: str, second: str) -> float:
         pairs = zip(times[first], times[second], strict=True)
         return statistics.median(a / b for a, b in pairs)
@@ -171,8 +177,47 @@ def measure(rows: int, size: int, tower: str, turns: int) -> dict[str, Any]:
         "minimum_ms": {name: min(values) for name, values in times.items()},
         "private_over_pytorch": ratio("private", "PyTorch"),
         "private_over_non_private": ratio("private", "non-private"),
-        "peak_gb_of_all_three": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "private_parts_ms": parts,
+        "peak_gb_of_all_three": peak_gb(),
     }
+
+
+def parts_of(step: Callable[[Any], None], feed: Iterator[Any]) -> dict[str, float]:
+    """Median milliseconds of the three stretches of a private step that the pool's threads share.
+
+    catch-up: missed noise of the rows that the batch reads. chunks: lookup, tower, norms, clipped sums.
+    update and next batch: tables, the tower's noise and optimizer, drawing and sorting the next batch.
+    """
+    from dpads.kernels.workers import Workers
+
+    whole, spans = Workers.run, list[float]()
+
+    def timed(self: Workers, tasks: Any) -> None:
+        begin = time.perf_counter()
+        whole(self, tasks)
+        spans.append(1e3 * (time.perf_counter() - begin))
+
+    found: dict[str, list[float]] = {name: [] for name in (*PARTS, "rest")}
+    Workers.run = timed  # type: ignore[method-assign]
+    try:
+        for batch in feed:
+            spans.clear()
+            begin = time.perf_counter()
+            step(batch)
+            total = 1e3 * (time.perf_counter() - begin)
+            if len(spans) == len(PARTS):
+                for name, span in zip(PARTS, spans, strict=True):
+                    found[name].append(span)
+                found["rest"].append(total - sum(spans))
+    finally:
+        Workers.run = whole  # type: ignore[method-assign]
+    return {name: statistics.median(values) for name, values in found.items() if values}
+
+
+def peak_gb() -> float:
+    """The most memory that this process has had; `ru_maxrss` would begin at its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def table_of(cells: list[dict[str, Any]], machine: str) -> str:
@@ -201,7 +246,17 @@ def table_of(cells: list[dict[str, Any]], machine: str) -> str:
             f"from {min(ratios):.2f} to {max(ratios):.2f}."
         )
         lines.append("")
-    return "\n".join(lines)
+    lines += [
+        "Parts of a private step, milliseconds: missed noise of the rows that are read; chunks of examples",
+        "through lookup, tower, norms and sums; update of tables and tower beside the next batch's draw; rest.",
+        "",
+        "| tower | rows | batch | catch-up | chunks | update | rest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        times = " | ".join(f"{value:.1f}" for value in cell["private_parts_ms"].values())
+        lines.append(f"| {cell['tower']} | {cell['rows']:.0e} | {cell['batch']:,} | {times} |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
@@ -210,7 +265,7 @@ def main() -> None:
     parser.add_argument("--rows", type=float, nargs="*", default=list(ROWS))
     parser.add_argument("--batch", type=int, nargs="*", default=list(BATCHES))
     parser.add_argument("--tower", nargs="*", default=list(TOWERS), choices=list(TOWERS))
-    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--cell", action="store_true", help="measure one cell here and print it")
     arguments = parser.parse_args()
     if arguments.cell:
@@ -222,7 +277,7 @@ def main() -> None:
         for rows in arguments.rows:
             for size in arguments.batch:
                 heavy = tower == "ads" and size > 4096
-                turns = max(7, arguments.turns // 3) if heavy else arguments.turns
+                turns = max(5, arguments.turns // 2) if heavy else arguments.turns
                 command = [sys.executable, __file__, "--cell", "--rows", str(rows)]
                 command += ["--batch", str(size), "--tower", tower, "--turns", str(turns)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,8 +16,8 @@ from dpads.batch import SparseBatch
 from dpads.errors import ConfigError
 from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
-from dpads.kernels.merge import merge_runs
-from dpads.kernels.workers import get_workers, over
+from dpads.kernels.merge import SortedPlaces, like, merge_runs, sort_places
+from dpads.kernels.workers import Task, get_workers, over
 from dpads.models.base import Model
 from dpads.models.gradients import ChunkGradients, DenseSums
 from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
@@ -26,6 +26,7 @@ from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 CHUNK = 1024
 CHUNK_STEP = 64
 SUMMED_AT_A_TIME = 1 << 19
+SORTED_AT_A_TIME = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -151,23 +152,41 @@ class ChunkedClipping:
             for lane in range(len(lanes))
         ]
 
-        def task(lane: int) -> Callable[[], None]:
+        def task(lane: int) -> Task:
             return lambda: self._lane(lane, lanes[lane], sums[lane])
 
         def add(first: int, last: int) -> None:
             for other in sums[1:]:
                 sums[0].flat[first:last] += other.flat[first:last]
 
+        tasks = [task(lane) for lane in range(len(lanes))]
+        by_row = {}
+        for name, reads in self._reads.items():
+            by_row[name] = like(reads.places)
+            tasks += self._sorting(reads, by_row[name])
         with single_threaded():
-            get_workers().run([task(lane) for lane in range(len(lanes))])
+            get_workers().run(tasks)
         over(size, SUMMED_AT_A_TIME, add)
         groups = {
             group.name: PlacedSums(
-                self._reads[group.name], self._feature_grads, self._factors, group.dim
+                self._reads[group.name].runs,
+                by_row[group.name],
+                self._feature_grads,
+                self._factors,
+                group.dim,
             )
             for group in self._model.layout.groups
         }
         return ClippedSum(sums[0].parts, groups, self._l2_clip_norm)
+
+    def _sorting(self, reads: Reads, out: SortedPlaces) -> list[Task]:
+        """Tasks that write the places in the order of their rows; no lane needs them."""
+
+        def task(first: int) -> Task:
+            last = min(first + SORTED_AT_A_TIME, len(reads.places.rows))
+            return lambda: sort_places(reads.places, reads.runs, first, last, out)
+
+        return [task(first) for first in range(0, len(reads.places.rows), SORTED_AT_A_TIME)]
 
     def _lanes(self) -> list[list[tuple[int, int]]]:
         """Chunks of units for every thread; at least one chunk, possibly empty, in all."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch
 from dpads.kernels import clip, lazy
 from dpads.kernels.lookup import Places
-from dpads.kernels.merge import Runs, merge_runs
+from dpads.kernels.merge import Runs, SortedPlaces, merge_runs
 from dpads.models.base import Model
 
 
@@ -80,7 +80,8 @@ class PlacedSums(RowSums):
     """Sums gathered from the examples' gradients when they are applied; they never stand in memory.
 
     Args:
-        reads: of the batch.
+        runs: the rows that the batch reads.
+        places: where it reads them, sorted by row.
         grads: float32[B, width], gradients of the losses with respect to the features.
         factors: float32[B], clip factors.
         dim: width of the rows.
@@ -88,22 +89,24 @@ class PlacedSums(RowSums):
 
     def __init__(
         self,
-        reads: Reads,
+        runs: Runs,
+        places: SortedPlaces,
         grads: NDArray[np.float32],
         factors: NDArray[np.float32],
         dim: int,
     ) -> None:
-        self.rows = reads.runs.rows
-        self._reads, self._grads, self._factors, self._dim = reads, grads, factors, dim
+        self.rows = runs.rows
+        self._runs, self._places, self._grads = runs, places, grads
+        self._factors, self._dim = factors, dim
 
     def part(self, first: int, last: int) -> NDArray[np.float64]:
         """The sums of rows[first:last]."""
         values = np.empty((last - first, self._dim))
-        places, runs = self._reads.places, self._reads.runs
+        places, runs = self._places, self._runs
         clip.merged_sum(self._grads, places, self._factors, runs, first, values)
         return values
 
     def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
         """Sums and adds row by row."""
-        places, runs = self._reads.places, self._reads.runs
+        places, runs = self._places, self._runs
         clip.add_merged_sum(self._grads, places, self._factors, runs, first, last, factor, array)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dpads.kernels.blas import Blas, add_transposed_times, transposed_times
 from dpads.kernels.lookup import Places
-from dpads.kernels.memory import ROWS_AHEAD, prefetch
-from dpads.kernels.merge import Runs
+from dpads.kernels.memory import PLACES_AHEAD, ROWS_AHEAD, prefetch
+from dpads.kernels.merge import Runs, SortedPlaces
 
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
 FACTOR_MARGIN = 1.0 - 2.0**-22
@@ -313,7 +313,7 @@ def add_clipped_layer(
 @njit(cache=True, nogil=True)
 def merged_sum(
     grads: NDArray[np.float32],
-    places: Places,
+    places: SortedPlaces,
     factors: NDArray[np.float32],
     runs: Runs,
     first: int,
@@ -323,9 +323,9 @@ def merged_sum(
 
     Args:
         grads: float32[B, width], gradients of the losses with respect to the features.
-        places: of the B examples.
+        places: of the B examples, sorted by row.
         factors: float32[B], clip factors; a zero leaves the example out.
-        runs: the places sorted by row.
+        runs: the rows.
         first: the run that `out[0]` belongs to.
         out: float64[k, dim], written: runs first:first + k.
     """
@@ -335,12 +335,11 @@ def merged_sum(
         for j in range(dim):
             total[j] = 0.0
         for n in range(runs.starts[first + r], runs.starts[first + r + 1]):
-            k = runs.order[n]
-            i = places.examples[k]
+            i = places.examples[n]
             if factors[i] == 0.0:
                 continue
-            part = grads[i, places.columns[k] : places.columns[k] + dim]
-            factor = np.float64(factors[i]) * np.float64(places.coefs[k])
+            part = grads[i, places.columns[n] : places.columns[n] + dim]
+            factor = np.float64(factors[i]) * np.float64(places.coefs[n])
             for j in range(dim):
                 total[j] += factor * np.float64(part[j])
 
@@ -348,7 +347,7 @@ def merged_sum(
 @njit(cache=True, nogil=True)
 def add_merged_sum(
     grads: NDArray[np.float32],
-    places: Places,
+    places: SortedPlaces,
     factors: NDArray[np.float32],
     runs: Runs,
     first: int,
@@ -357,7 +356,8 @@ def add_merged_sum(
     array: NDArray[np.float32],
 ) -> None:
     """array[row] += scale * `merged_sum` of the row, for runs first:last; array float32[rows, dim]."""
-    dim = array.shape[1]
+    dim, width = array.shape[1], grads.shape[1]
+    stop = runs.starts[last]
     total = np.empty(dim)
     for r in range(first, last):
         if r + ROWS_AHEAD < last:
@@ -366,12 +366,16 @@ def add_merged_sum(
         for j in range(dim):
             total[j] = 0.0
         for n in range(runs.starts[r], runs.starts[r + 1]):
-            k = runs.order[n]
-            i = places.examples[k]
+            if n + PLACES_AHEAD < stop:
+                far = np.int64(places.examples[n + PLACES_AHEAD]) * width
+                far = grads.ctypes.data + (far + places.columns[n + PLACES_AHEAD]) * grads.itemsize
+                prefetch(far)
+                prefetch(far + (dim - 1) * grads.itemsize)
+            i = places.examples[n]
             if factors[i] == 0.0:
                 continue
-            part = grads[i, places.columns[k] : places.columns[k] + dim]
-            factor = np.float64(factors[i]) * np.float64(places.coefs[k])
+            part = grads[i, places.columns[n] : places.columns[n] + dim]
+            factor = np.float64(factors[i]) * np.float64(places.coefs[n])
             for j in range(dim):
                 total[j] += factor * np.float64(part[j])
         row = array[runs.rows[r]]

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dpads.kernels.memory import AHEAD, prefetch
+from dpads.kernels.memory import PLACES_AHEAD, prefetch
 
 
 class Places(NamedTuple):
@@ -133,8 +133,8 @@ def pool(
     last = places.offsets[first + len(features)]
     for i in range(len(features)):
         for k in range(places.offsets[first + i], places.offsets[first + i + 1]):
-            if k + AHEAD < last:
-                prefetch(array.ctypes.data + places.rows[k + AHEAD] * dim * array.itemsize)
+            if k + PLACES_AHEAD < last:
+                prefetch(array.ctypes.data + places.rows[k + PLACES_AHEAD] * dim * array.itemsize)
             row = array[places.rows[k]]
             part = features[i, places.columns[k] : places.columns[k] + dim]
             coef = places.coefs[k]

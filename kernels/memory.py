@@ -9,8 +9,8 @@ from numba import int64, types
 from numba.extending import intrinsic
 
 # By then the memory has answered.
-AHEAD = 24  # places
-ROWS_AHEAD = 8  # rows, each with several places
+PLACES_AHEAD = 16
+ROWS_AHEAD = 8  # each with several places
 
 
 def _prefetch_of(_context: Any, address: Any) -> Any:

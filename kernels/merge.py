@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit, uint32
 from numpy.typing import NDArray
 
+from dpads.kernels.lookup import Places
+
 DIGIT_BITS = 12  # two passes up to 2^24 rows
 
 
@@ -23,6 +25,20 @@ class Runs(NamedTuple):
     order: NDArray[np.int32]
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+
+class SortedPlaces(NamedTuple):
+    """What `Places` say, in the order of the rows.
+
+    Attributes:
+        examples: int32[nnz].
+        columns: int32[nnz].
+        coefs: float32[nnz].
+    """
+
+    examples: NDArray[np.int32]
+    columns: NDArray[np.int32]
+    coefs: NDArray[np.float32]
 
 
 @njit(cache=True, nogil=True)
@@ -69,3 +85,25 @@ def merge_runs(rows: NDArray[np.int64]) -> Runs:
         unique[run] = keys[i]
         ends[run + 1] = i + 1
     return Runs(order, ends[: run + 2], unique[: run + 1])
+
+
+def like(places: Places) -> SortedPlaces:
+    """Memory for the places sorted, of any content."""
+    return SortedPlaces(
+        np.empty_like(places.examples),
+        np.empty_like(places.columns),
+        np.empty_like(places.coefs),
+    )
+
+
+@njit(cache=True, nogil=True)
+def sort_places(places: Places, runs: Runs, first: int, last: int, out: SortedPlaces) -> None:
+    """Writes positions first:last of the places in the order of their rows.
+
+    Sums over a row then read memory in order.
+    """
+    for i in range(first, last):
+        k = runs.order[i]
+        out.examples[i] = places.examples[k]
+        out.columns[i] = places.columns[k]
+        out.coefs[i] = places.coefs[k]
