@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np

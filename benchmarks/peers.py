@@ -156,7 +156,7 @@ def serve(variant: str, rows: int, size: int) -> None:
         for batch in block:
             step(batch)
         ms = 1e3 * (time.perf_counter() - begin) / len(block)
-            print(json.dumps({"ms": ms, "peak_gb": peak_gb(), "packages": packages}), flush=True)
+        print(json.dumps({"ms": ms, "peak_gb": peak_gb(), "packages": packages}), flush=True)
 
 
 def measure(rows: int, size: int, turns: int, peer_python: str | None) -> dict[str, Any]:

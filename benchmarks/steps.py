@@ -247,8 +247,9 @@ def table_of(cells: list[dict[str, Any]], machine: str) -> str:
         )
         lines.append("")
     lines += [
-        "Parts of a private step, milliseconds: missed noise of the rows that are read; chunks of examples",
-        "through lookup, tower, norms and sums; update of tables and tower beside the next batch's draw; rest.",
+        "Parts of a private step, milliseconds: missed noise of the rows that are read; chunks of",
+        "examples through lookup, tower, norms and sums; update of tables and tower beside the next",
+        "batch's draw; the rest.",
         "",
         "| tower | rows | batch | catch-up | chunks | update | rest |",
         "|---|---|---|---|---|---|---|",
