@@ -24,8 +24,7 @@ CANCELLATION_FLOOR = 2.0**-13
 # Float32 products over at most `span_of(B)` examples, summed in float64. Over a batch of aligned gradients,
 # with one unit taken from the front so that all others regroup, the rounding then stays below 2^-11 of
 # the clip norm; it grows with the batch and with the span. Larger batches take float64 products.
-SHORT_SPAN, LONG_SPAN = 64, 128
-LARGEST_WITH_LONG, LARGEST_WITH_SHORT = 16_384, 65_536
+SPANS = ((4_608, 256), (16_384, 128), (65_536, 64))  # largest batch, span
 TILE = 1 << 17  # sums that stay in the second-level cache while spans are added to them
 
 # Additions in any order, so that they vectorise: n terms err by at most n * 2^-53 of their absolute sum.
@@ -252,9 +251,10 @@ def scale_rows(
 @njit(cache=True, nogil=True)
 def span_of(batch_size: int) -> int:
     """Examples per float32 product; 0 for float64 products."""
-    if batch_size <= LARGEST_WITH_LONG:
-        return LONG_SPAN
-    return SHORT_SPAN if batch_size <= LARGEST_WITH_SHORT else 0
+    for largest, span in SPANS:
+        if batch_size <= largest:
+            return span
+    return 0
 
 
 @njit(cache=True, nogil=True)

@@ -146,7 +146,7 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
         assert norm <= 1 + 2.0**-10
 
 
-@pytest.mark.parametrize("rows", [4096, 16_384, 16_385, 65_536, 65_537])
+@pytest.mark.parametrize("rows", [1024, 4_608, 4_609, 16_384, 16_385, 65_536, 65_537])
 def test_neighbouring_batches_of_aligned_gradients_differ_by_at_most_the_sensitivity(
     rows: int,
 ) -> None:
