@@ -27,6 +27,7 @@ CHUNK = 1024
 CHUNK_STEP = 64
 SUMMED_AT_A_TIME = 1 << 19
 SORTED_AT_A_TIME = 1 << 15
+_NO_GROUPS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def clip_batch(
     l2_clip_norm: float,
     workspace: Workspace | None = None,
     *,
-    logical_size: int | None = None,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[ClippedSum, NDArray[np.float64]]:
     """Clips each unit's joint gradient and sums; one forward and one backward pass.
 
@@ -100,8 +101,8 @@ def clip_batch(
         reads: from `batch_reads`.
         l2_clip_norm: positive; infinity does not clip.
         workspace: memory to use again; the sums live in it, until its next use.
-        logical_size: examples of the whole batch where this is a piece of it: it decides the precision of
-            the sums.
+        groups: int64[g + 1], bounds of groups of examples. A unit's group must not depend on other units;
+            sums within a group are float32, of groups float64. None sums in float64 throughout.
 
     Returns:
         The sum, and the units' norms before clipping, float64[U].
@@ -112,8 +113,11 @@ def clip_batch(
         - A unit that is not finite adds zero and leaves the others' sum unchanged to the bit.
     """
     space = workspace or Workspace()
-    span = clip.span_of(logical_size or batch.num_examples)
-    job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, span)
+    if batch.unit_offsets is not None or groups is None:
+        groups = (
+            _NO_GROUPS  # parts of one unit may cancel, and float32 rounding would be of their size
+        )
+    job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, groups)
     return job.total(), job.norms
 
 
@@ -131,12 +135,12 @@ class ChunkedClipping:
         reads: Mapping[str, Reads],
         l2_clip_norm: float,
         space: Workspace,
-        span: int,
+        groups: NDArray[np.int64],
     ) -> None:
         self._model, self._batch, self._reads = model, batch, reads
         self._l2_clip_norm, self._space = l2_clip_norm, space
         self._targets = batch.targets
-        self._span = span
+        self._groups = groups
         self.norms = np.empty(batch.num_units, np.float64)
         self._feature_grads = space.take("grads", (batch.num_examples, model.layout.width))
         self._factors = np.empty(batch.num_examples, np.float32)
@@ -197,6 +201,8 @@ class ChunkedClipping:
         marks = np.arange(0, size, step)
         if self._batch.unit_offsets is not None:
             marks = np.searchsorted(self._batch.unit_offsets, marks)
+        elif len(self._groups):
+            marks = self._groups[np.searchsorted(self._groups, marks)]
         bounds = sorted({0, *marks.tolist(), units}) if units else [0, 0]
         chunks = list(pairwise(bounds))
         count = min(threads, len(chunks))
@@ -226,7 +232,11 @@ class ChunkedClipping:
         tower = self._model.tower.gradients(features, self._targets.part(first, last), grads)
         factors = self._factors[first:last]
         self._clip(grads, tower, first, first_unit, last_unit, factors)
-        tower.add_clipped(factors, self._span, sums)
+        groups = self._groups
+        if len(groups):
+            low, high = np.searchsorted(groups, [first, last])
+            groups = groups[low : high + 1] - first
+        tower.add_clipped(factors, groups, sums)
 
     def _clip(
         self,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dpads.accounting.events import EventTree, dp_sgd
 from dpads.errors import ConfigError
-from dpads.kernels.poisson import poisson_units
+from dpads.kernels.clip import MEAN_GROUP
+from dpads.kernels.poisson import draw_groups, poisson_units
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,33 @@ class PoissonSampler:
     def event(self, noise_multiplier: float) -> EventTree:
         """The event of all iterations with the Gaussian mechanism."""
         return dp_sgd(noise_multiplier, self.sampling_prob, self.iterations)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Puts the units of a batch into groups at random, whose gradients are summed in float32.
+
+    A unit's group is independent of the data and of the other units. So a unit more or less changes the
+    rounding of one group and of no other, and the sum by little more than the clip norm.
+
+    Attributes:
+        groups: their number, public.
+        key: uint32[8].
+    """
+
+    groups: int
+    key: NDArray[np.uint32]
+
+    @classmethod
+    def for_batches_of(cls, expected_batch_size: float, key: NDArray[np.uint32]) -> Grouping:
+        """Groups of `MEAN_GROUP` units on average."""
+        return cls(max(1, round(expected_batch_size / MEAN_GROUP)), key)
+
+    def order(
+        self, units: NDArray[np.int64], iteration: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The units group by group, rising within one; and the bounds of groups, int64[groups + 1]."""
+        drawn = draw_groups(self.key, iteration, len(units), self.groups)
+        bounds = np.zeros(self.groups + 1, np.int64)
+        np.cumsum(np.bincount(drawn, minlength=self.groups), out=bounds[1:])
+        return units[np.argsort(drawn, kind="stable")], bounds

@@ -270,26 +270,29 @@ class ExampleStore:
             raise StoreError("Expected positions from 0 to num_examples - 1, got others.")
         stored = wanted if self._index is None else self._index[wanted]
         columns, count = self._mapped.columns, len(wanted)
-        self._mapped.residency.note()
         scalars = tuple(item.name for item in self.schema.fields if not item.is_bag)
-        ids, dense = columns.get("ids"), columns.get("dense")
-        weight, exposure = columns.get("weight"), columns.get("exposure")
+
+        def take(name: str) -> NDArray[Any] | None:
+            if name not in columns:
+                return None
+            values = columns[name].take(stored)
+            self._mapped.residency.limit()
+            return values
+
+        ids, dense = take("ids"), take("dense")
+        labels = columns["label"].take(stored)
         return SparseBatch(
             field_names=scalars,
             scalar_ids=(
-                np.empty((count, 0), np.int32)
-                if ids is None
-                else ids.take(stored).reshape(count, len(scalars))
+                np.empty((count, 0), np.int32) if ids is None else ids.reshape(count, len(scalars))
             ),
             bags={name: bag.take(stored) for name, bag in self._mapped.bags.items()},
-            dense=(
-                np.empty((count, 0), np.float32)
-                if dense is None
-                else dense.take(stored).reshape(count, dense.width)
-            ),
-            labels=columns["label"].take(stored),
-            weights=None if weight is None else weight.take(stored),
-            exposure=None if exposure is None else exposure.take(stored),
+            dense=np.empty((count, 0), np.float32)
+            if dense is None
+            else dense.reshape(count, len(self.schema.numeric)),
+            labels=labels,
+            weights=take("weight"),
+            exposure=take("exposure"),
         )
 
     def scan(self, batch_size: int) -> Iterator[SparseBatch]:
@@ -361,8 +364,11 @@ class ExampleStore:
 
     def _take(self, column: str, rows: Rows) -> NDArray[Any]:
         """One column at some positions."""
-        self._mapped.residency.note()
-        return self._mapped.columns[column].take(rows if self._index is None else self._index[rows])
+        values = self._mapped.columns[column].take(
+            rows if self._index is None else self._index[rows]
+        )
+        self._mapped.residency.limit()
+        return values
 
     def _user_keys(self, rows: Rows) -> NDArray[np.uint64]:
         """The users' keys at some positions, uint64[n, 2]."""

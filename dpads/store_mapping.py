@@ -31,7 +31,6 @@ METADATA_KEY = b"dpads"
 HASH_BYTES = 1 << 20
 SEGMENT_BYTES = 1 << 26
 RESIDENT_BYTES = 1 << 30
-READS_PER_CHECK = 8
 
 Rows = NDArray[np.int64]
 
@@ -98,12 +97,10 @@ class Residency:
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
         self._large = len(mapping) > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED")
-        self._reads = 0
 
-    def note(self) -> None:
-        """Notes a read, and lets go of the pages when they have become many."""
-        self._reads += 1
-        if self._large and self._reads % READS_PER_CHECK == 0 and _file_bytes() > RESIDENT_BYTES:
+    def limit(self) -> None:
+        """Lets go of the pages when they have become many; to be called after a column was read."""
+        if self._large and _file_bytes() > RESIDENT_BYTES:
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
 

@@ -27,7 +27,7 @@ from dpads.optimizers import (
 from dpads.plan import Plan
 from dpads.resources import check_memory, estimate_memory
 from dpads.row_sums import Reads, batch_reads
-from dpads.sampling import PoissonSampler
+from dpads.sampling import Grouping, PoissonSampler
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
@@ -46,13 +46,15 @@ class Prepared:
 
     Attributes:
         iteration: whose batch it is.
-        units: int64[k].
+        units: int64[k], group by group.
+        groups: int64[g + 1], bounds of the groups.
         batch: the examples, or None where they are to be read in pieces.
         reads: where the batch reads the tables.
     """
 
     iteration: int
     units: NDArray[np.int64]
+    groups: NDArray[np.int64]
     batch: SparseBatch | None
     reads: Mapping[str, Reads]
 
@@ -144,6 +146,7 @@ class Trainer:
             mechanism.sampling_prob, mechanism.iterations, keys.key("sampling")
         )
         divisor = float(mechanism.expected_batch_size)
+        self._grouping = Grouping.for_batches_of(divisor, keys.key("grouping"))
         self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
         check_memory(
             estimate_memory(
@@ -268,6 +271,7 @@ class Trainer:
         from dpads.kernels.torch_ops import single_threaded
 
         self._whole = False
+        set_threads(self._performance.threads)  # another run of this process may have set others
         with single_threaded():
             total = self._clipped_sum(self._taken_or_prepared())
             gradient, noise = self._noise.prepare(total, self.iteration)
@@ -300,41 +304,44 @@ class Trainer:
 
     def _prepared(self, iteration: int) -> Prepared:
         """Draws the batch of an iteration, and reads it unless it is to be read in pieces."""
-        units = self._sampler.units(iteration, self._store.num_examples)
+        drawn = self._sampler.units(iteration, self._store.num_examples)
+        units, groups = self._grouping.order(drawn, iteration)
         size = self._performance.physical_batch_size
         if size is not None and len(units) > size:
-            return Prepared(iteration, units, None, {})
+            return Prepared(iteration, units, groups, None, {})
         batch = self._store.read(units)
-        return Prepared(iteration, units, batch, batch_reads(self.model, batch))
+        return Prepared(iteration, units, groups, batch, batch_reads(self.model, batch))
 
     def _clipped_sum(self, ready: Prepared) -> ClippedSum:
-        """The clipped sum of one batch, in pieces that fit the physical batch size."""
+        """The clipped sum of one batch, in pieces of whole groups that fit the physical batch size."""
         if ready.batch is not None:
-            return self._piece(ready, ready.batch, ready.reads, self._workspace)
+            return self._piece(ready.batch, ready.reads, ready.groups, self._workspace)
         size = self._performance.physical_batch_size or len(ready.units)
         total: ClippedSum | None = None
-        for start in range(0, len(ready.units), size):
-            batch = self._store.read(ready.units[start : start + size])
-            piece = self._piece(ready, batch, batch_reads(self.model, batch), Workspace())
+        first, groups = 0, ready.groups
+        while first < len(groups) - 1:
+            fits = int(np.searchsorted(groups, groups[first] + size, side="right")) - 1
+            last = max(fits, first + 1)
+            batch = self._store.read(ready.units[groups[first] : groups[last]])
+            bounds = groups[first : last + 1] - groups[first]
+            piece = self._piece(batch, batch_reads(self.model, batch), bounds, Workspace())
             total = piece if total is None else add_sums(total, piece)
+            first = last
         assert total is not None
         return total
 
     def _piece(
-        self, ready: Prepared, batch: SparseBatch, reads: Mapping[str, Reads], space: Workspace
+        self,
+        batch: SparseBatch,
+        reads: Mapping[str, Reads],
+        groups: NDArray[np.int64],
+        space: Workspace,
     ) -> ClippedSum:
         """The clipped sum of what is read at a time; its rows are brought up to date first."""
         for name, tables in self._tables.items():
             tables.bring_up_to_date(reads[name].runs.rows)
-        total, _ = clip_batch(
-            self.model,
-            batch,
-            reads,
-            self._plan.mechanism.l2_clip_norm,
-            space,
-            logical_size=len(ready.units),
-        )
-        return total
+        clip_norm = self._plan.mechanism.l2_clip_norm
+        return clip_batch(self.model, batch, reads, clip_norm, space, groups=groups)[0]
 
     def read_model(self) -> Model:
         """An unplanned read of the present model: logged and committed before anything leaves.
@@ -385,9 +392,11 @@ class Trainer:
             done += rows
             self._report_rows("finishing", done, total)
 
+        self._whole = False
         for tables in self._tables.values():
             tables.flush(report)
             tables.hide_low_bits()
+        self._whole = True
 
     def _report_rows(
         self, stage: Literal["initialising", "finishing"], done: int, total: int

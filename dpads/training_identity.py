@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,17 @@ from dpads.models.base import Description
 from dpads.plan import Plan
 from dpads.store import ExampleStore
 from dpads.training_settings import Performance, TrainingSettings
+
+SUMS = 2  # raised whenever the order or precision of sums changes
+# What tells BLAS and numba which kernels to run.
+ENVIRONMENT = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+)
 
 
 def run_identity(
@@ -37,7 +49,11 @@ def run_identity(
         "physical_batch_size": performance.physical_batch_size,
         "processor": processor(),
         "torch": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
-        "versions": {name: version(name) for name in ("numba", "numpy", "scipy", "torch")}
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "sums": SUMS,
+        "versions": {
+            name: version(name) for name in ("llvmlite", "numba", "numpy", "scipy", "torch")
+        }
         | {"dpads": dpads.__version__},
     }
 

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 PLAIN, TRANSPOSED = ord("N"), ord("T")
+ROWS = 16  # products of a multiple of so many rows treat all rows alike
 
 
 class Blas(NamedTuple):
@@ -97,50 +98,71 @@ _dgemm: Any = _intrinsic(single=False)
 def times_transposed(
     blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """out[n, m] = left[n, k] right[m, k]^T, C-contiguous float32."""
+    """out[n, m] = left[n, k] right[m, k]^T, C-contiguous float32.
+
+    A row of the result depends on the row alone, to the bit: routines treat a few last rows in another way
+    than the others, so those are multiplied in a block of their own.
+    """
     n, k, m = left.shape[0], left.shape[1], right.shape[0]
-    if n > 0 and m > 0 and k > 0:
-        _sgemm(
-            blas.sgemm,
-            TRANSPOSED,
-            PLAIN,
-            m,
-            n,
-            k,
-            right.ctypes.data,
-            k,
-            left.ctypes.data,
-            k,
-            float32(0.0),
-            out.ctypes.data,
-            m,
-        )
-    elif k == 0:
+    if m == 1:
+        _times_vector(left, right[0], out)
+        return
+    if k == 0:
         out[:] = 0.0
+        return
+    whole = n - n % ROWS
+    if whole > 0:
+        _product(
+            blas, TRANSPOSED, whole, m, k, right.ctypes.data, k, left.ctypes.data, out.ctypes.data
+        )
+    if whole < n:
+        rest, result = np.zeros((ROWS, k), np.float32), np.empty((ROWS, m), np.float32)
+        rest[: n - whole] = left[whole:]
+        _product(
+            blas, TRANSPOSED, ROWS, m, k, right.ctypes.data, k, rest.ctypes.data, result.ctypes.data
+        )
+        out[whole:] = result[: n - whole]
 
 
 @njit(cache=True, nogil=True)
 def times(
     blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """out[n, m] = left[n, k] right[k, m], C-contiguous float32."""
+    """out[n, m] = left[n, k] right[k, m], C-contiguous float32; rows as in `times_transposed`."""
     n, k, m = left.shape[0], left.shape[1], right.shape[1]
-    if n > 0 and m > 0:
-        _sgemm(
-            blas.sgemm,
-            PLAIN,
-            PLAIN,
-            m,
-            n,
-            k,
-            right.ctypes.data,
-            m,
-            left.ctypes.data,
-            k,
-            float32(0.0),
-            out.ctypes.data,
-            m,
+    if m == 0:
+        return
+    whole = n - n % ROWS
+    if whole > 0:
+        _product(blas, PLAIN, whole, m, k, right.ctypes.data, m, left.ctypes.data, out.ctypes.data)
+    if whole < n:
+        rest, result = np.zeros((ROWS, k), np.float32), np.empty((ROWS, m), np.float32)
+        rest[: n - whole] = left[whole:]
+        _product(
+            blas, PLAIN, ROWS, m, k, right.ctypes.data, m, rest.ctypes.data, result.ctypes.data
         )
+        out[whole:] = result[: n - whole]
+
+
+@njit(cache=True, nogil=True)
+def _product(
+    blas: Blas, how: int, n: int, m: int, k: int, right: int, stride: int, left: int, out: int
+) -> None:
+    """A row-major product of n rows."""
+    _sgemm(blas.sgemm, how, PLAIN, m, n, k, right, stride, left, k, float32(0.0), out, m)
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _times_vector(
+    left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """out[n, 1] = left[n, k] right[k]."""
+    for i in range(len(left)):
+        row = left[i]
+        total = float32(0.0)
+        for j in range(len(right)):
+            total += row[j] * right[j]
+        out[i, 0] = total
 
 
 @njit(cache=True, nogil=True)

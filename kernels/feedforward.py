@@ -113,6 +113,41 @@ def forward_backward(
 
 
 @njit(cache=True, nogil=True)
+def sum_forward_backward(
+    weight: NDArray[np.float32],
+    bias: float,
+    features: NDArray[np.float32],
+    losses: Losses,
+    logits: NDArray[np.float32],
+    feature_grads: NDArray[np.float32],
+) -> None:
+    """Logits that are the sum of the first features plus a linear layer on the rest, and their gradients.
+
+    Args:
+        weight: float32[K], of the last K features.
+        bias: of the linear layer.
+        features: float32[n, width].
+        losses: of the n examples.
+        logits: float32[n], overwritten by the gradients of the losses by the logits.
+        feature_grads: float32[n, width], written.
+    """
+    embedded = features.shape[1] - len(weight)
+    for i in range(len(features)):
+        total = np.float64(bias)
+        for j in range(embedded):
+            total += np.float64(features[i, j])
+        for j in range(len(weight)):
+            total += np.float64(features[i, embedded + j]) * np.float64(weight[j])
+        logits[i] = np.float32(total)
+    loss_gradients(losses, logits, logits)
+    for i in range(len(features)):
+        for j in range(embedded):
+            feature_grads[i, j] = logits[i]
+        for j in range(len(weight)):
+            feature_grads[i, embedded + j] = logits[i] * weight[j]
+
+
+@njit(cache=True, nogil=True)
 def _add_bias(outputs: NDArray[np.float32], bias: NDArray[np.float32], relu: bool) -> None:
     """outputs += bias, then max(outputs, 0) where `relu`; NaN stays NaN."""
     for i in range(len(outputs)):
@@ -165,7 +200,7 @@ def add_clipped(
     activations: NDArray[np.float32],
     output_grads: NDArray[np.float32],
     factors: NDArray[np.float32],
-    span: int,
+    groups: NDArray[np.int64],
     scaled: NDArray[np.float32],
     product: NDArray[np.float32],
     sums: NDArray[np.float64],
@@ -179,7 +214,7 @@ def add_clipped(
         activations: as written.
         output_grads: as written.
         factors: float32[n], clip factors.
-        span: `clip.span_of` the whole batch's size.
+        groups: int64[g + 1], bounds of groups of examples; empty for float64 products.
         scaled: float32[n * largest width after the first], scratch.
         product: float32[largest weight], scratch.
         sums: float64[parameters], laid out as the parameters, added to.
@@ -197,7 +232,7 @@ def add_clipped(
             grads,
             inputs,
             factors,
-            span,
+            groups,
             scaled[: n * width_out].reshape((n, width_out)),
             product[: width_out * width_in].reshape((width_out, width_in)),
             sums[at:bias_at].reshape((width_out, width_in)),

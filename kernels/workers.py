@@ -55,13 +55,22 @@ class Workers:
         try:
             work()
         finally:
-            errors = [other.exception() for other in others]
+            errors = [_outcome(other) for other in others]
         for error in errors:
             if error is not None:
                 raise error
 
 
 _workers: Workers | None = None
+
+
+def _outcome(other: Future[None]) -> BaseException | None:
+    """A thread's error, once it is done: also where the caller is interrupted meanwhile."""
+    try:
+        return other.exception()
+    except KeyboardInterrupt:
+        other.exception()  # nothing may go on while others still write
+        raise
 
 
 def followed_by(tasks: Sequence[Task], last: Task) -> list[Task]:

@@ -58,12 +58,15 @@ class ChunkGradients(ABC):
         """
 
     @abstractmethod
-    def add_clipped(self, factors: NDArray[np.float32], span: int, sums: DenseSums) -> None:
+    def add_clipped(
+        self, factors: NDArray[np.float32], groups: NDArray[np.int64], sums: DenseSums
+    ) -> None:
         """Adds the sum of the gradients times their factors.
 
         Args:
             factors: float32[n]; examples whose factor is zero are left out, finite or not.
-            span: `clip.span_of` the whole batch's size.
+            groups: int64[g + 1], bounds of groups of examples that may be summed in float32; empty for
+                float64 sums.
             sums: added to.
         """
 
@@ -110,7 +113,9 @@ class FactoredGradients(ChunkGradients):
                 layer.inputs, layer.output_grads, bias, unit_offsets, squares, parts
             )
 
-    def add_clipped(self, factors: NDArray[np.float32], span: int, sums: DenseSums) -> None:
+    def add_clipped(
+        self, factors: NDArray[np.float32], groups: NDArray[np.int64], sums: DenseSums
+    ) -> None:
         """Layer by layer."""
         for layer in self.linears:
             weight = sums.parts[layer.weight]
@@ -119,7 +124,7 @@ class FactoredGradients(ChunkGradients):
                 layer.output_grads,
                 layer.inputs,
                 factors,
-                span,
+                groups,
                 np.empty_like(layer.output_grads),
                 np.empty(weight.shape, np.float32),
                 weight,

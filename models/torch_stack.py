@@ -14,7 +14,13 @@ from torch import nn
 from dpads.batch import Targets
 from dpads.kernels import feedforward
 from dpads.kernels.torch_ops import find_blas
-from dpads.models.gradients import ChunkGradients, DenseSums
+from dpads.models.gradients import (
+    ChunkGradients,
+    DenseSums,
+    FactoredGradients,
+    LinearFactors,
+)
+from dpads.models.torch_layers import SumPlusLinear
 
 _NOTHING = np.empty(0, np.float32)
 
@@ -69,12 +75,7 @@ class Stack:
         total = len(features) * int(self.widths[1:].sum())
         activations = self.scratch("activations", total)
         output_grads = self.scratch("output_grads", total)
-        losses = feedforward.Losses(
-            counts,
-            targets.labels,
-            _NOTHING if targets.weights is None else targets.weights,
-            _NOTHING if targets.exposure is None else targets.exposure,
-        )
+        losses = losses_of(targets, counts=counts)
         feedforward.forward_backward(
             find_blas(),
             self._parameters,
@@ -94,6 +95,35 @@ class Stack:
             kept = np.empty(size, np.float32)
             setattr(self._memory, name, kept)
         return kept[:size]
+
+
+def losses_of(targets: Targets, *, counts: bool) -> feedforward.Losses:
+    """The losses' other operands, as the kernels take them."""
+    return feedforward.Losses(
+        counts,
+        targets.labels,
+        _NOTHING if targets.weights is None else targets.weights,
+        _NOTHING if targets.exposure is None else targets.exposure,
+    )
+
+
+def sum_gradients(
+    module: SumPlusLinear,
+    name: str,
+    features: NDArray[np.float32],
+    targets: Targets,
+    feature_grads: NDArray[np.float32],
+    *,
+    counts: bool,
+) -> ChunkGradients:
+    """One forward and one backward pass of a sum of features and a linear layer; a row's bits are its own."""
+    weight, bias = module.linear.weight.numpy()[0], float(module.linear.bias)
+    grads = np.empty(len(features), np.float32)
+    losses = losses_of(targets, counts=counts)
+    feedforward.sum_forward_backward(weight, bias, features, losses, grads, feature_grads)
+    numeric = np.ascontiguousarray(features[:, module.embedded :])
+    factors = LinearFactors(f"{name}.weight", f"{name}.bias", numeric, grads[:, None])
+    return FactoredGradients((factors,), find_blas())
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,9 @@ class StackGradients(ChunkGradients):
             parts,
         )
 
-    def add_clipped(self, factors: NDArray[np.float32], span: int, sums: DenseSums) -> None:
+    def add_clipped(
+        self, factors: NDArray[np.float32], groups: NDArray[np.int64], sums: DenseSums
+    ) -> None:
         """All layers in one call."""
         widths = self.stack.widths
         feedforward.add_clipped(
@@ -139,7 +171,7 @@ class StackGradients(ChunkGradients):
             self.activations,
             self.output_grads,
             factors,
-            span,
+            groups,
             self.stack.scratch("scaled", len(factors) * int(widths[1:].max())),
             self.stack.scratch("product", int((widths[1:] * widths[:-1]).max())),
             sums.flat,

@@ -21,7 +21,8 @@ from dpads.kernels.keys import derive_key
 from dpads.kernels.torch_ops import find_blas
 from dpads.models.base import Tower
 from dpads.models.gradients import ChunkGradients, FactoredGradients, LinearFactors
-from dpads.models.torch_stack import Stack
+from dpads.models.torch_layers import SumPlusLinear
+from dpads.models.torch_stack import Stack, sum_gradients
 from dpads.schema import Task
 
 
@@ -54,6 +55,7 @@ class TorchTower(Tower):
                 )
         # Clipping re-uses activations and output gradients, so torch never forms a weight gradient.
         module.requires_grad_(False)
+        self._compiled = True  # tests compare with autograd
         self._stack = Stack.of(module, list(self._linears))
         self._parameters = {
             name: value.detach().numpy() for name, value in module.named_parameters()
@@ -84,9 +86,13 @@ class TorchTower(Tower):
         feature_grads: NDArray[np.float32],
     ) -> ChunkGradients:
         """One forward and one backward pass; autograd stops at activations and features."""
+        counts = self._task == "count"
         if self._stack is not None:
-            counts = self._task == "count"
             return self._stack.gradients(features, targets, feature_grads, counts=counts)
+        if self._compiled and isinstance(self._module, SumPlusLinear):
+            return sum_gradients(
+                self._module, "linear", features, targets, feature_grads, counts=counts
+            )
         recorded: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._recording.calls = recorded
         try:

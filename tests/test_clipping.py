@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpads
+from dpads.batch import Targets
+from dpads.models.gradients import DenseSums
 
 MODELS = [dpads.models.Logistic(), dpads.models.Mlp(embedding_dim=3, hidden=(5, 4))]
 TASKS = ["ctr", "count"]
@@ -146,40 +149,108 @@ def test_rows_that_nearly_cancel_stay_within_the_sensitivity() -> None:
         assert norm <= 1 + 2.0**-10
 
 
-@pytest.mark.parametrize("rows", [1024, 4_608, 4_609, 16_384, 16_385, 65_536, 65_537])
+def rising(count: int) -> Any:
+    """Gradients whose float32 sum in this order rounds every time, and in no other: half of them bring the
+    partial sum just beyond a power of two, each of the rest is a little more than half of its last bit."""
+    half = count // 2
+    if half == 0:
+        return np.ones(count)
+    unit = 2.0**-23 * half
+    return np.r_[np.full(half, 1 + 0.5 / half), np.full(count - half, 1.02 * unit / 2)]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("pattern", ["aligned", "crossing"])
+@pytest.mark.parametrize("size", [100, 4096, 16_384, 65_536])
 def test_neighbouring_batches_of_aligned_gradients_differ_by_at_most_the_sensitivity(
-    rows: int,
+    size: int, pattern: str, grouped: bool
 ) -> None:
-    # Aligned, nearly equal gradients of norm C are the worst case: roundings go one way. Taking a unit from
-    # the front regroups all others.
-    from dpads.clipping import CHUNK
-    from dpads.kernels import clip
+    from dpads.clipping import clip_batch
+    from dpads.kernels.keys import derive_key
+    from dpads.row_sums import batch_reads
+    from dpads.sampling import Grouping
+
+    schema = dpads.FeatureSchema(task="ctr", label="y", numeric=[f"n{i}" for i in range(8)])
+    model = dpads.models.Logistic().init(schema)
+    grouping = Grouping.for_batches_of(size, derive_key(bytes(32), "groups"))
+    _, bounds = grouping.order(np.arange(size), 0)
+    sizes = np.diff(bounds) if grouped else np.full(-(-size // 256), 256)
+    values = np.concatenate([rising(n) for n in sizes])[:size]
+    if pattern == "aligned":
+        values = 1 - 1e-3 * np.random.default_rng(size).random(size)
+    clip = 0.5 * np.sqrt(8 * (2 * values.max()) ** 2 + 1) * 1.0000001
+
+    def total(kept: Any, bounds: Any) -> Any:
+        batch = dpads.SparseBatch.from_arrays(
+            ids={}, dense=np.repeat(2 * values[kept, None], 8, axis=1), labels=np.ones(len(kept))
+        )
+        groups = bounds if grouped else None
+        sums = clip_batch(model, batch, batch_reads(model, batch), clip, groups=groups)[0]
+        return np.concatenate([value.ravel() for value in sums.dense.values()])
+
+    whole = total(np.arange(size), bounds)
+    for at in (0, size // 2, size - 1):
+        without = np.delete(np.arange(size), at)
+        fewer = bounds - (bounds > at)  # the unit leaves its group, and no other changes
+        assert np.linalg.norm(whole - total(without, fewer)) <= clip * (1 + 2.0**-10)
+
+
+def test_the_bound_on_a_groups_rounding_stays_below_the_slack() -> None:
+    from dpads.kernels.clip import LARGEST_GROUP
+
+    assert (LARGEST_GROUP**2 + 2 * LARGEST_GROUP) * 2.0**-24 + 2.0**-22 < 2.0**-10
+
+
+def test_units_are_grouped_at_random_and_independently_of_each_other() -> None:
+    from scipy import stats
+
+    from dpads.kernels.clip import LARGEST_GROUP, MEAN_GROUP
+    from dpads.kernels.keys import derive_key
+    from dpads.sampling import Grouping
+
+    grouping = Grouping.for_batches_of(7200, derive_key(bytes(32), "groups"))
+    assert grouping.groups == 7200 // MEAN_GROUP
+    units = np.sort(np.random.default_rng(0).choice(10**6, 7200, replace=False))
+    counts = []
+    for iteration in range(40):
+        order, bounds = grouping.order(units, iteration)
+        assert np.array_equal(np.sort(order), units)
+        assert (bounds[0], bounds[-1]) == (0, len(units))
+        for first, last in pairwise(bounds):
+            assert (np.diff(order[first:last]) > 0).all()
+        counts.append(np.diff(bounds))
+    assert stats.chisquare(np.concatenate(counts)).pvalue > 1e-4
+    assert (np.concatenate(counts) > LARGEST_GROUP).mean() < 0.01
+    assert not np.array_equal(counts[0], counts[1])
+    nobody, bounds = grouping.order(units[:0], 0)
+    assert len(nobody) == 0
+    assert not bounds.any()
+
+
+@pytest.mark.parametrize("shape", [(429, 128), (128, 64), (64, 1), (13, 7), (3, 5), (0, 4)])
+def test_products_of_a_row_do_not_depend_on_its_place(shape: tuple[int, int]) -> None:
+    # else a unit more or less would change the rounding of every other unit's gradient
+    from dpads.kernels.blas import times, times_transposed
     from dpads.kernels.torch_ops import find_blas
 
-    for seed in range(4):
-        rng = np.random.default_rng(seed)
-        spread = 10 ** -rng.uniform(2, 5) * rng.random((rows, 1))
-        right = ((1 - spread) * np.ones((rows, 64)) / 8).astype(np.float32)
-        left = np.full((rows, 1), rng.uniform(0.9, 1), np.float32)
-        sums = []
-        for start in (0, 1):
-            total, scratch = np.zeros((1, 64)), np.empty((CHUNK, 1), np.float32)
-            for first in range(start, rows, CHUNK):
-                part = left[first : first + CHUNK]
-                clip.add_clipped_layer(
-                    find_blas(),
-                    part,
-                    right[first : first + CHUNK],
-                    np.ones(len(part), np.float32),
-                    clip.span_of(rows - start),
-                    scratch[: len(part)],
-                    np.empty((1, 64), np.float32),
-                    total,
-                    np.empty(0),
-                )
-            sums.append(total)
-        own = float(np.linalg.norm(left[0].astype(float)) * np.linalg.norm(right[0].astype(float)))
-        assert np.linalg.norm(sums[0] - sums[1]) <= own + 2.0**-11
+    width_in, width_out = shape
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1100, width_in)).astype(np.float32)
+    right = rng.normal(size=(width_out, width_in)).astype(np.float32)
+    turned = np.ascontiguousarray(right.T)
+    results = {}
+    for multiply, factor in ((times_transposed, right), (times, turned)):
+        if multiply is times and width_in == 0:
+            continue
+        whole = np.empty((len(rows), width_out), np.float32)
+        multiply(find_blas(), rows, factor, whole)
+        results[multiply] = whole
+        np.testing.assert_allclose(whole, rows @ right.T, rtol=1e-3, atol=1e-3)
+        for size in (1, 2, 15, 16, 17, 31, 255, 1024):
+            for first in (0, 1, 7, 60):
+                part = np.empty((size, width_out), np.float32)
+                multiply(find_blas(), rows[first : first + size].copy(), factor, part)
+                assert np.array_equal(part, whole[first : first + size])
 
 
 def test_neighbouring_sums_of_a_whole_model_differ_by_at_most_the_sensitivity() -> None:
@@ -311,3 +382,35 @@ def test_two_scalar_fields_of_one_table_are_merged_before_squaring() -> None:
     batch = dpads.SparseBatch.from_arrays(ids={"a": [3, 3], "b": [3, 4]}, labels=[0, 0])
     out = dpads.clipped_gradients(model, batch, l2_clip_norm=1.0)
     np.testing.assert_allclose(out.norms, [np.sqrt(1.0 + 0.25), np.sqrt(0.25 * 3)])
+
+
+@pytest.mark.parametrize("task", ["ctr", "count"])
+@pytest.mark.parametrize("description", MODELS, ids=lambda model: model.name)
+def test_compiled_towers_agree_with_autograd_on_the_same_chunk(description: Any, task: Any) -> None:
+    schema = dpads.FeatureSchema(
+        task=task, label="y", numeric=["n", "m"], categorical=["a"], buckets=9
+    )
+    model = perturb(description.init(schema, seed=1), 3)
+    rng = np.random.default_rng(4)
+    size = 50
+    features = rng.normal(size=(size, model.layout.width)).astype(np.float32)
+    labels = rng.integers(0, 2, size).astype(np.float32)
+    weights = rng.uniform(0, 2, size).astype(np.float32)
+    exposure = rng.uniform(0.5, 2, size).astype(np.float32)
+    targets = Targets(labels, weights, exposure if task == "count" else None)
+    found = []
+    for compiled in (True, False):
+        tower: Any = model.tower
+        if not compiled:
+            tower._stack = None
+            tower._compiled = False
+        grads = np.empty_like(features)
+        sums = DenseSums.over(np.zeros(sum(v.size for v in model.dense.values())), model.dense)
+        chunk = tower.gradients(features, targets, grads)
+        squares, parts = np.zeros(size), np.zeros(size)
+        chunk.add_square_norms(np.arange(size + 1), squares, parts)
+        half = np.full(size, 0.5, np.float32)
+        chunk.add_clipped(half, np.empty(0, np.int64), sums)
+        found.append((grads.copy(), squares, sums.flat))
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)

@@ -376,8 +376,8 @@ def test_pages_of_a_large_file_are_let_go_of_when_they_are_many(
             asked.append(advice)
 
     residency = mapping.Residency(Mapping())  # type: ignore[arg-type]
-    for _ in range(2 * mapping.READS_PER_CHECK):
-        residency.note()
+    for _ in range(2):
+        residency.limit()
     let_go = size > 6 and resident > 6
     assert asked == ([mmap.MADV_DONTNEED] * 2 if let_go else [])
 
