@@ -53,8 +53,9 @@ def _clipping(inputs: StatementInputs) -> list[Check]:
         ),
         Check(
             id="clipping.rounding",
-            assumption="Rounding moves the float32 sum by at most 2^-10 of l2_clip_norm, and the "
-            "accounted noise multiplier is smaller by that much.",
+            assumption="A unit more or less moves the sum by at most 2^-10 of l2_clip_norm beyond its "
+            "own clipped gradient, rounding included, and the accounted noise multiplier is smaller by "
+            "that much.",
             basis=Basis.ENFORCED,
         ),
         Check(

@@ -133,6 +133,13 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "clipping.rounding": (
         (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),
+        (_CODE, "kernels/clip.py::add_clipped_layer"),
+        (_CODE, "dpads/sampling.py::Grouping"),
+        (
+            _TEST,
+            "tests/test_clipping.py::test_the_bound_on_a_groups_rounding_stays_below_the_slack",
+        ),
+        (_TEST, "tests/test_clipping.py::test_products_of_a_row_do_not_depend_on_its_place"),
         (_TEST, "tests/test_clipping.py::test_rows_that_nearly_cancel_stay_within_the_sensitivity"),
         (
             _TEST,
@@ -176,7 +183,7 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, "tests/test_random.py::test_rfc8439_block_function_section_2_3_2"),
     ),
     "noise.floating_point": (
-        (_CODE, "kernels/gaussian.py::fill_normals"),
+        (_CODE, "kernels/gaussian.py::noisy_mean"),
         (_CODE, "dpads/noise.py::to_public_grid"),
         (_TEST, "tests/test_training.py::test_what_leaves_stands_on_a_public_grid"),
     ),

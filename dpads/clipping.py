@@ -108,8 +108,8 @@ def clip_batch(
         The sum, and the units' norms before clipping, float64[U].
 
     Guarantees:
-        - Each unit adds a vector of norm at most l2_clip_norm; one unit more or less moves the
-          sum by at most l2_clip_norm * (1 + 2^-10), rounding included.
+        - Each unit adds a vector of norm at most l2_clip_norm; one unit more or less, in its group,
+          moves the sum by at most l2_clip_norm * (1 + 2^-10), rounding included.
         - A unit that is not finite adds zero and leaves the others' sum unchanged to the bit.
     """
     space = workspace or Workspace()

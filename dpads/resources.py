@@ -21,7 +21,7 @@ GIGABYTE: Final = 1e9
 # first run on a machine compiles the kernels and needs some 0.4 GB more for that.
 IMPORTS: Final = 600_000_000
 IDS_PER_BAG: Final = 10  # how many ids a list holds is private, so it is assumed
-CHUNK: Final = 512  # examples that a thread takes through the tower at a time
+CHUNK: Final = 1024  # examples that a thread takes through the tower at a time
 SPARE: Final = 9 / 8  # arrays kept between steps are larger than asked for, as Poisson batches vary
 
 # Bytes of one place where an example reads a row: where it is (20), sorted by row (20), for this batch and

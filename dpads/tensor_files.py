@@ -58,7 +58,7 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
         OSError: the file cannot be read.
         safetensors.SafetensorError: it is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     with safe_open(path, "np") as checked:
         names = list(checked.keys())
@@ -68,6 +68,8 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     arrays = {}
     for name in names:
         first, last = header[name]["data_offsets"]
+        if header[name]["dtype"] not in _TYPES:
+            raise SafetensorError(f"{path}: tensors of an unexpected type")
         dtype = _TYPES[header[name]["dtype"]]
         words = np.frombuffer(data[start + first : start + last], dtype)
         arrays[name] = words.reshape(header[name]["shape"])

@@ -53,6 +53,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             map_tensors(path)
 
 
+def test_a_type_that_dpads_never_writes_is_refused(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(3, np.float16)}, tmp_path / "t")
+    with pytest.raises(SafetensorError, match="unexpected type"):
+        map_tensors(tmp_path / "t")
+
+
 def test_neither_way_copies_the_arrays(tmp_path: Path) -> None:
     large = np.zeros((1 << 20, 16), np.float32)
     tracemalloc.start()
