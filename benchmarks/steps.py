@@ -13,6 +13,7 @@ turns. A step of dpads includes the Poisson draw; drawing up the made-up batch i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import platform
@@ -72,8 +73,15 @@ class Feed:
     def check_labels(self) -> None:
         """Made-up batches have labels."""
 
-    def read(self, _rows: Any) -> Any:
-        return self.batch
+    def read(self, rows: Any) -> Any:
+        """As many examples as a Poisson batch has; the made-up ones again where it has more."""
+        pick = np.arange(len(rows)) % self.batch.num_examples
+        return dataclasses.replace(
+            self.batch,
+            scalar_ids=self.batch.scalar_ids[pick],
+            dense=self.batch.dense[pick],
+            labels=self.batch.labels[pick],
+        )
 
 
 def dpads_step(

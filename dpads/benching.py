@@ -6,6 +6,7 @@ in it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import statistics
@@ -263,10 +264,28 @@ class _Feed:
     def check_labels(self) -> None:
         """Made-up batches have labels."""
 
-    def read(self, _rows: NDArray[np.int64]) -> SparseBatch:
-        """The batch of the turn."""
+    def read(self, rows: NDArray[np.int64]) -> SparseBatch:
+        """As many examples as the draw has: those of the turn, the first ones again beyond their number."""
         assert self.batch is not None
-        return self.batch
+        pick = np.arange(len(rows)) % self.batch.num_examples
+        bags = {name: _picked(bag, pick) for name, bag in self.batch.bags.items()}
+        return dataclasses.replace(
+            self.batch,
+            scalar_ids=self.batch.scalar_ids[pick],
+            bags=bags,
+            dense=self.batch.dense[pick],
+            labels=self.batch.labels[pick],
+            weights=None if self.batch.weights is None else self.batch.weights[pick],
+            exposure=None if self.batch.exposure is None else self.batch.exposure[pick],
+        )
+
+
+def _picked(bag: BagIds, pick: NDArray[np.int64]) -> BagIds:
+    """The lists of some examples."""
+    lengths = np.diff(bag.offsets)[pick]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    at = np.repeat(bag.offsets[:-1][pick] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return BagIds(bag.values[at], offsets, None if bag.weights is None else bag.weights[at])
 
 
 def _medians(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpads._validate import nearest
 from dpads.batch import SparseBatch
-from dpads.errors import ConfigError
+from dpads.errors import ConfigError, DataError
 from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
 from dpads.kernels.merge import SortedPlaces, like, merge_runs, sort_places
@@ -116,6 +116,11 @@ def clip_batch(
     if batch.unit_offsets is not None or groups is None:
         groups = (
             _NO_GROUPS  # parts of one unit may cancel, and float32 rounding would be of their size
+        )
+    if len(groups) and int(groups[-1]) != batch.num_examples:
+        raise DataError(
+            f"Expected groups of all {batch.num_examples} examples of the batch, got other bounds. "
+            "Read as many examples as units were drawn."
         )
     job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, groups)
     return job.total(), job.norms

@@ -414,3 +414,14 @@ def test_compiled_towers_agree_with_autograd_on_the_same_chunk(description: Any,
         found.append((grads.copy(), squares, sums.flat))
     for first, second in zip(*found, strict=True):
         np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)
+
+
+def test_groups_of_another_batch_are_refused() -> None:
+    from dpads.clipping import clip_batch
+    from dpads.row_sums import batch_reads
+
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
+    model = dpads.models.Logistic().init(schema)
+    batch = dpads.SparseBatch.from_arrays(ids={"a": [1, 2]}, labels=[0, 1])
+    with pytest.raises(dpads.DataError, match="all 2 examples"):
+        clip_batch(model, batch, batch_reads(model, batch), 1.0, groups=np.array([0, 3]))
