@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
-from dpads.batch import SparseBatch
 from dpads.checkpoint import Checkpoint, CheckpointFolder
 from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
+from dpads.drawing import BatchSource, Drawn, Piece
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
 from dpads.kernels.workers import available_cores, followed_by, get_workers, set_threads
 from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
-from dpads.optimizers import (
-    check_table_optimizer,
-)
+from dpads.optimizers import check_table_optimizer
 from dpads.plan import Plan
 from dpads.resources import check_memory, estimate_memory
-from dpads.row_sums import Reads, batch_reads
 from dpads.sampling import Grouping, PoissonSampler
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
@@ -38,25 +33,6 @@ __all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSetting
 
 PROGRESS_SECONDS = 0.2
 REPORTED_ROWS = 1 << 23  # smaller tables are made and finished within a second
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch drawn for an iteration; secret.
-
-    Attributes:
-        iteration: whose batch it is.
-        units: int64[k], group by group.
-        groups: int64[g + 1], bounds of the groups.
-        batch: the examples, or None where they are to be read in pieces.
-        reads: where the batch reads the tables.
-    """
-
-    iteration: int
-    units: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    batch: SparseBatch | None
-    reads: Mapping[str, Reads]
 
 
 class Trainer:
@@ -134,7 +110,6 @@ class Trainer:
         self._master = master
         self._saves = 0
         self._workspace = Workspace()
-        self._next: Prepared | None = None
         self._whole = True  # whether no iteration was cut off half-way
         self._identity = run_identity(store, description, plan, settings, performance)
         keys = RunKeys(master, digest_of(self._identity))
@@ -142,11 +117,7 @@ class Trainer:
         noise_stddev = 0.0
         if mechanism.noise_multiplier > 0:
             noise_stddev = mechanism.noise_multiplier * mechanism.l2_clip_norm
-        self._sampler = PoissonSampler(
-            mechanism.sampling_prob, mechanism.iterations, keys.key("sampling")
-        )
         divisor = float(mechanism.expected_batch_size)
-        self._grouping = Grouping.for_batches_of(divisor, keys.key("grouping"))
         self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
         check_memory(
             estimate_memory(
@@ -162,6 +133,13 @@ class Trainer:
             seed=settings.init_seed,
             backend=settings.backend,
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
+        )
+        self._batches = BatchSource(
+            store,
+            self.model,
+            PoissonSampler(mechanism.sampling_prob, mechanism.iterations, keys.key("sampling")),
+            Grouping.for_batches_of(divisor, keys.key("grouping")),
+            performance.physical_batch_size,
         )
         self._tower = TowerOptimizer(
             self.model.tower, settings.tower_optimizer, iterations=mechanism.iterations
@@ -273,7 +251,7 @@ class Trainer:
         self._whole = False
         set_threads(self._performance.threads)  # another run of this process may have set others
         with single_threaded():
-            total = self._clipped_sum(self._taken_or_prepared())
+            total = self._clipped_sum(self._batches.take(self.iteration))
             gradient, noise = self._noise.prepare(total, self.iteration)
             tasks = followed_by(noise, lambda: self._tower.apply(gradient))
             for name, tables in self._tables.items():
@@ -295,53 +273,27 @@ class Trainer:
     def _prepare_next(self) -> None:
         """Draws and reads the next batch while this iteration's noise is made."""
         if self.iteration + 1 < self.planned:
-            self._next = self._prepared(self.iteration + 1)
+            self._batches.prepare(self.iteration + 1)
 
-    def _taken_or_prepared(self) -> Prepared:
-        """This iteration's batch, drawn ahead or now."""
-        ready, self._next = self._next, None
-        return ready or self._prepared(self.iteration)
-
-    def _prepared(self, iteration: int) -> Prepared:
-        """Draws the batch of an iteration, and reads it unless it is to be read in pieces."""
-        drawn = self._sampler.units(iteration, self._store.num_examples)
-        units, groups = self._grouping.order(drawn, iteration)
-        size = self._performance.physical_batch_size
-        if size is not None and len(units) > size:
-            return Prepared(iteration, units, groups, None, {})
-        batch = self._store.read(units)
-        return Prepared(iteration, units, groups, batch, batch_reads(self.model, batch))
-
-    def _clipped_sum(self, ready: Prepared) -> ClippedSum:
-        """The clipped sum of one batch, in pieces of whole groups that fit the physical batch size."""
-        if ready.batch is not None:
-            return self._piece(ready.batch, ready.reads, ready.groups, self._workspace)
-        size = self._performance.physical_batch_size or len(ready.units)
+    def _clipped_sum(self, drawn: Drawn) -> ClippedSum:
+        """The clipped sum of one batch."""
         total: ClippedSum | None = None
-        first, groups = 0, ready.groups
-        while first < len(groups) - 1:
-            fits = int(np.searchsorted(groups, groups[first] + size, side="right")) - 1
-            last = max(fits, first + 1)
-            batch = self._store.read(ready.units[groups[first] : groups[last]])
-            bounds = groups[first : last + 1] - groups[first]
-            piece = self._piece(batch, batch_reads(self.model, batch), bounds, Workspace())
-            total = piece if total is None else add_sums(total, piece)
-            first = last
+        for piece in self._batches.pieces(drawn):
+            # A sum lives in its workspace, so that pieces of a batch need one each.
+            space = Workspace() if drawn.whole is None else self._workspace
+            part = self._piece_sum(piece, space)
+            total = part if total is None else add_sums(total, part)
         assert total is not None
         return total
 
-    def _piece(
-        self,
-        batch: SparseBatch,
-        reads: Mapping[str, Reads],
-        groups: NDArray[np.int64],
-        space: Workspace,
-    ) -> ClippedSum:
+    def _piece_sum(self, piece: Piece, space: Workspace) -> ClippedSum:
         """The clipped sum of what is read at a time; its rows are brought up to date first."""
         for name, tables in self._tables.items():
-            tables.bring_up_to_date(reads[name].runs.rows)
+            tables.bring_up_to_date(piece.reads[name].runs.rows)
         clip_norm = self._plan.mechanism.l2_clip_norm
-        return clip_batch(self.model, batch, reads, clip_norm, space, groups=groups)[0]
+        return clip_batch(
+            self.model, piece.batch, piece.reads, clip_norm, space, groups=piece.groups
+        )[0]
 
     def read_model(self) -> Model:
         """An unplanned read of the present model: logged and committed before anything leaves.
@@ -455,7 +407,7 @@ class Trainer:
             description=f"{mechanism.iterations} iterations of DP-SGD over tower and tables",
             rows="train",
             treatment="covered_by_accounting" if private else "not_covered",
-            dp_event=self._sampler.event(mechanism.noise_multiplier) if private else None,
+            dp_event=self._batches.sampler.event(mechanism.noise_multiplier) if private else None,
         )
 
     def _close_entry(self) -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     {"models", "accounting"},
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
-        "row_sums", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys", "synthetic",
+        "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys", "synthetic",
         "resources",
     },
     {"training", "checkpoint", "evaluation", "benching"},

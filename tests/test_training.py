@@ -96,7 +96,7 @@ def test_physical_batches_change_the_result_by_rounding_alone(store: Any) -> Non
     for size in (None, 7, 1):
         performance = Performance(threads=1, physical_batch_size=size)
         trainer = trainer_of(store, plan_of(noise=0.0), performance=performance)
-        trainer._sampler = PoissonSampler(0.1, 12, np.arange(8, dtype=np.uint32))
+        trainer._batches.sampler = PoissonSampler(0.1, 12, np.arange(8, dtype=np.uint32))
         trainer.run()
         states.append(trainer.model.state())
     for name, value in states[0].items():
@@ -403,7 +403,7 @@ def test_the_kernels_do_not_depend_on_threads_in_a_whole_run(store: Any) -> None
             model=dpads.models.Logistic(),
             performance=Performance(threads=threads),
         )
-        trainer._sampler = PoissonSampler(0.1, 12, np.arange(8, dtype=np.uint32))
+        trainer._batches.sampler = PoissonSampler(0.1, 12, np.arange(8, dtype=np.uint32))
         trainer.run()
         states.append(trainer.model.state())
     for name, value in states[0].items():
@@ -455,11 +455,11 @@ def test_the_batch_drawn_ahead_is_the_one_that_the_sampler_draws(store: Any) -> 
     trainer._clipped_sum = spy  # type: ignore[method-assign]
     for t in range(8):
         if t == 5:
-            trainer._next = None  # as after a resumption: drawn anew
+            trainer._batches._ahead = None  # as after a resumption: drawn anew
         trainer.step()
     assert [iteration for iteration, _ in drawn] == list(range(8))
     for iteration, units in drawn:
-        np.testing.assert_array_equal(units, trainer._sampler.units(iteration, UNITS))
+        np.testing.assert_array_equal(units, trainer._batches.sampler.units(iteration, UNITS))
 
 
 @pytest.mark.parametrize("where", ["_clipped_sum", "_prepare_next"])

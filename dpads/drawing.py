@@ -1,0 +1,113 @@
+"""Batches, drawn and read: what each iteration sees of the private rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.batch import SparseBatch
+from dpads.models.base import Model
+from dpads.row_sums import Reads, batch_reads
+from dpads.sampling import Grouping, PoissonSampler
+from dpads.store import ExampleStore
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Examples that are clipped and summed in one go; secret.
+
+    Attributes:
+        batch: the examples.
+        reads: where they read the tables.
+        groups: int64[g + 1], bounds of groups of examples.
+    """
+
+    batch: SparseBatch
+    reads: Mapping[str, Reads]
+    groups: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for an iteration; secret.
+
+    Attributes:
+        iteration: whose batch it is.
+        units: int64[k], group by group.
+        groups: int64[g + 1], bounds of the groups.
+        whole: all of it, or None where it is to be read in pieces.
+    """
+
+    iteration: int
+    units: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    whole: Piece | None
+
+
+class BatchSource:
+    """Draws each iteration's units and reads their examples.
+
+    Args:
+        store: the rows.
+        model: whose tables they read.
+        sampler: draws the units.
+        grouping: puts them into groups.
+        most_examples: read at a time; None reads a batch whole.
+
+    Attributes:
+        sampler: what draws, and owns the event.
+    """
+
+    def __init__(
+        self,
+        store: ExampleStore,
+        model: Model,
+        sampler: PoissonSampler,
+        grouping: Grouping,
+        most_examples: int | None,
+    ) -> None:
+        self._store, self._model = store, model
+        self.sampler, self._grouping = sampler, grouping
+        self._most_examples = most_examples
+        self._ahead: Drawn | None = None
+
+    def prepare(self, iteration: int) -> None:
+        """Draws an iteration's batch ahead of `take`, and reads it unless it goes in pieces."""
+        self._ahead = self._draw(iteration)
+
+    def take(self, iteration: int) -> Drawn:
+        """An iteration's batch, prepared or drawn now."""
+        ahead, self._ahead = self._ahead, None
+        return (
+            ahead if ahead is not None and ahead.iteration == iteration else self._draw(iteration)
+        )
+
+    def pieces(self, drawn: Drawn) -> Iterator[Piece]:
+        """The batch in pieces of whole groups, one at least, read one after another."""
+        if drawn.whole is not None:
+            yield drawn.whole
+            return
+        most = self._most_examples or len(drawn.units)
+        first, groups = 0, drawn.groups
+        while first < len(groups) - 1:
+            fits = int(np.searchsorted(groups, groups[first] + most, side="right")) - 1
+            last = max(fits, first + 1)
+            units = drawn.units[groups[first] : groups[last]]
+            yield self._read(units, groups[first : last + 1] - groups[first])
+            first = last
+
+    def _draw(self, iteration: int) -> Drawn:
+        """Draws, and reads what is read whole."""
+        chosen = self.sampler.units(iteration, self._store.num_examples)
+        units, groups = self._grouping.order(chosen, iteration)
+        if self._most_examples is not None and len(units) > self._most_examples:
+            return Drawn(iteration, units, groups, None)
+        return Drawn(iteration, units, groups, self._read(units, groups))
+
+    def _read(self, units: NDArray[np.int64], groups: NDArray[np.int64]) -> Piece:
+        """The examples of some units."""
+        batch = self._store.read(units)
+        return Piece(batch, batch_reads(self._model, batch), groups)
