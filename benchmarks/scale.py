@@ -78,7 +78,7 @@ def write_store(examples: int, folder: Path) -> None:
     import pyarrow as pa
 
     import dpads
-    from dpads import store
+    from dpads import preparing
     from dpads.store_writing import RecordSink
 
     schema = dpads.FeatureSchema(
@@ -88,11 +88,11 @@ def write_store(examples: int, folder: Path) -> None:
         categorical=[f"c{i}" for i in range(FIELDS)],
         buckets=1_000_000 // FIELDS,
     )
-    arrow = store._stored_schema(schema, labelled=True)
+    arrow = preparing._stored_schema(schema, labelled=True)
     folder.mkdir()
     feed = batches(1_000_000, 1 << 17, seed=0)
     kept = list(islice(feed, 4))  # ids are used again in another order; what is measured is reading
-    with RecordSink(folder / store.DATA, arrow) as sink:
+    with RecordSink(folder / preparing.DATA, arrow) as sink:
         for at in range(0, examples, 1 << 17):
             count = min(1 << 17, examples - at)
             batch = kept[(at >> 17) % len(kept)]
@@ -108,7 +108,7 @@ def write_store(examples: int, folder: Path) -> None:
             arrays = [columns[field.name].cast(field.type) for field in arrow]
             sink.add(pa.RecordBatch.from_arrays(arrays, schema=arrow))
         sink.finish()
-    store._write_meta(folder)
+    preparing._write_meta(folder)
 
 
 def measure_store(examples: int) -> dict[str, Any]:

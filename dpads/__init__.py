@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     )
     from dpads.optimizers import Adam, Sgd
     from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate, plan_table
+    from dpads.preparing import prepare
     from dpads.run import Run
     from dpads.run_training import train
     from dpads.schema import Bag, FeatureSchema, Numeric
-    from dpads.store import ExampleStore, prepare
+    from dpads.store import ExampleStore
     from dpads.training import Performance
 
 __version__ = "0.1.0"
@@ -118,7 +119,7 @@ _MODULE_OF = {
     "calibrate": "plan",
     "clipped_gradients": "clipping",
     "plan_table": "plan",
-    "prepare": "store",
+    "prepare": "preparing",
     "train": "run_training",
 }
 

@@ -30,8 +30,8 @@ def prepare(
     json_: JsonOption = False,
 ) -> None:
     """Read logs into an example store: hashed, grouped by privacy unit, ready to train from."""
+    from dpads.preparing import prepare as prepare_store
     from dpads.schema import FeatureSchema
-    from dpads.store import prepare as prepare_store
 
     with console(stderr=True).status("preparing"):
         store = prepare_store(logs, FeatureSchema.from_toml(schema), out=out)

@@ -16,8 +16,8 @@ from dpads.evaluation import metrics
 from dpads.models import Logistic
 from dpads.optimizers import Adam, Sgd
 from dpads.plan import PrivacySpec
+from dpads.preparing import prepare
 from dpads.run_training import RunProgress, train
-from dpads.store import prepare
 
 EXAMPLES: Final = 250_000
 TRAINED_ON: Final = 200_000

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dpads
 from dpads.errors import ConfigError, RunError, VerificationError
-from dpads.store import missing_parents, remove_empty
+from dpads.preparing import missing_parents, remove_empty
 from dpads.tensor_files import Buffer, map_tensors, tensor_parts
 
 if TYPE_CHECKING:

@@ -6,15 +6,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.config import Config
 from dpads.errors import DataError
+from dpads.plan import Plan, PrivacySpec, resolve
+from dpads.preparing import prepare
 from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
-from dpads.store import ExampleStore, prepare
+from dpads.store import ExampleStore
 
 COLUMN = "prediction"
 
@@ -48,6 +52,58 @@ def open_rows(
         store = prepare(list(sources), schema, out=aside, labelled=labelled, progress=on_prepare)
     store.check_schema(schema)
     return store
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """The stores of a run, whether the test rows were held out, and the plan they resolve to."""
+
+    train: ExampleStore
+    test: ExampleStore | None
+    held_out: bool
+    plan: Plan
+
+
+def open_run_rows(
+    config: Config,
+    store: ExampleStore | None,
+    test: ExampleStore | None,
+    folder: Path,
+    on_prepare: Callable[[int], None] | None,
+) -> RunRows:
+    """Opens or prepares what is not open yet; a plan that needs no count is resolved before."""
+    schema = config.schema
+    if config.privacy.dataset_size is not None:
+        resolve_plan(config, config.privacy, config.l2_clip_norm, None)
+    rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
+    rows.check_schema(schema)
+    rows.check_labels()
+    if isinstance(config.data.test, float):
+        rows, test = rows.split(config.data.test, seed=config.training.init_seed)
+    elif test is None and config.data.test is not None:
+        test = open_rows(config.data.test, schema, folder / "test", on_prepare)
+    if test is not None:
+        test.check_schema(schema)
+        test.check_labels()
+    held_out = True
+    if test is not None and not isinstance(config.data.test, float):
+        held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))
+    units = rows.num_units(config.privacy.unit)
+    plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
+    return RunRows(rows, test, held_out, plan)
+
+
+def resolve_plan(
+    config: Config, privacy: PrivacySpec, l2_clip_norm: float, units: int | None
+) -> Plan:
+    """The plan of a promise on this configuration."""
+    return resolve(
+        privacy,
+        expected_batch_size=config.training.expected_batch_size,
+        epochs=config.training.epochs,
+        l2_clip_norm=l2_clip_norm,
+        store_units=units,
+    )
 
 
 def may_share_rows(

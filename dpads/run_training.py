@@ -20,10 +20,10 @@ from dpads.errors import CheckpointError, ConfigError
 from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
 from dpads.models.base import Description, Model
 from dpads.optimizers import Adam, Optimizer, Sgd
-from dpads.plan import Plan, PrivacySpec, resolve
+from dpads.plan import PrivacySpec
 from dpads.record import RunRecord
 from dpads.run import Run, expect_store, note_evaluation
-from dpads.run_data import may_share_rows, open_rows
+from dpads.run_data import RunRows, open_run_rows, resolve_plan
 from dpads.store import ExampleStore
 from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
 
@@ -199,7 +199,7 @@ def train_config(
         )
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
-            rows = _open(config, store, test, Path(name), on_prepare)
+            rows = open_run_rows(config, store, test, Path(name), on_prepare)
             return _Job(config, rows, performance, on_progress, on_rows).carry_out(Ledger(), None)
     target = Path(out)
     made: list[Path] = []
@@ -217,7 +217,7 @@ def train_config(
             files.write_text(partial / files.CONFIG, to_toml(config))
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
-        rows = _open(config, store, test, prepared, on_prepare)
+        rows = open_run_rows(config, store, test, prepared, on_prepare)
         run = _Job(config, rows, performance, on_progress, on_rows).carry_out(ledger, partial)
     except BaseException:
         if not ledger.entries:  # nothing was read to learn from: nothing to account for
@@ -251,50 +251,11 @@ def _interrupted(config: Config, target: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The stores of a run, whether the test rows were held out, and the plan they resolve to."""
-
-    train: ExampleStore
-    test: ExampleStore | None
-    held_out: bool
-    plan: Plan
-
-
-def _open(
-    config: Config,
-    store: ExampleStore | None,
-    test: ExampleStore | None,
-    folder: Path,
-    on_prepare: Callable[[int], None] | None,
-) -> _Rows:
-    """Opens or prepares what is not open yet; a plan that needs no count is resolved before."""
-    schema = config.schema
-    if config.privacy.dataset_size is not None:
-        _resolve(config, config.privacy, config.l2_clip_norm, None)
-    rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
-    rows.check_schema(schema)
-    rows.check_labels()
-    if isinstance(config.data.test, float):
-        rows, test = rows.split(config.data.test, seed=config.training.init_seed)
-    elif test is None and config.data.test is not None:
-        test = open_rows(config.data.test, schema, folder / "test", on_prepare)
-    if test is not None:
-        test.check_schema(schema)
-        test.check_labels()
-    held_out = True
-    if test is not None and not isinstance(config.data.test, float):
-        held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))
-    units = rows.num_units(config.privacy.unit)
-    plan = _resolve(config, config.privacy, config.l2_clip_norm, units)
-    return _Rows(rows, test, held_out, plan)
-
-
-@dataclass(frozen=True)
 class _Job:
     """One training run's ingredients."""
 
     config: Config
-    rows: _Rows
+    rows: RunRows
     performance: Performance
     on_progress: Callable[[RunProgress], None] | None
     on_rows: Callable[[RowProgress], None] | None
@@ -380,7 +341,7 @@ class _Job:
         trainer = Trainer(
             self.rows.train,
             self.config.model,
-            _resolve(self.config, without, math.inf, self.rows.train.num_units(without.unit)),
+            resolve_plan(self.config, without, math.inf, self.rows.train.num_units(without.unit)),
             dataclasses.replace(
                 self._settings,
                 table_optimizer=own.table_optimizer,
@@ -465,14 +426,3 @@ class _Job:
             )
 
         return watch
-
-
-def _resolve(config: Config, privacy: PrivacySpec, l2_clip_norm: float, units: int | None) -> Plan:
-    """The plan of a promise on this configuration."""
-    return resolve(
-        privacy,
-        expected_batch_size=config.training.expected_batch_size,
-        epochs=config.training.epochs,
-        l2_clip_norm=l2_clip_norm,
-        store_units=units,
-    )

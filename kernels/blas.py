@@ -103,25 +103,14 @@ def times_transposed(
     A row of the result depends on the row alone, to the bit: routines treat a few last rows in another way
     than the others, so those are multiplied in a block of their own.
     """
-    n, k, m = left.shape[0], left.shape[1], right.shape[0]
+    k, m = left.shape[1], right.shape[0]
     if m == 1:
         _times_vector(left, right[0], out)
         return
     if k == 0:
         out[:] = 0.0
         return
-    whole = n - n % ROWS
-    if whole > 0:
-        _product(
-            blas, TRANSPOSED, whole, m, k, right.ctypes.data, k, left.ctypes.data, out.ctypes.data
-        )
-    if whole < n:
-        rest, result = np.zeros((ROWS, k), np.float32), np.empty((ROWS, m), np.float32)
-        rest[: n - whole] = left[whole:]
-        _product(
-            blas, TRANSPOSED, ROWS, m, k, right.ctypes.data, k, rest.ctypes.data, result.ctypes.data
-        )
-        out[whole:] = result[: n - whole]
+    _rows_times(blas, left, TRANSPOSED, right, k, out)
 
 
 @njit(cache=True, nogil=True)
@@ -129,17 +118,32 @@ def times(
     blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
     """out[n, m] = left[n, k] right[k, m], C-contiguous float32; rows as in `times_transposed`."""
-    n, k, m = left.shape[0], left.shape[1], right.shape[1]
-    if m == 0:
-        return
+    m = right.shape[1]
+    if m > 0:
+        _rows_times(blas, left, PLAIN, right, m, out)
+
+
+@njit(cache=True, nogil=True)
+def _rows_times(
+    blas: Blas,
+    left: NDArray[np.float32],
+    how: int,
+    right: NDArray[np.float32],
+    stride: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Whole blocks of rows in one product, the last few in another."""
+    n, k, m = left.shape[0], left.shape[1], out.shape[1]
     whole = n - n % ROWS
     if whole > 0:
-        _product(blas, PLAIN, whole, m, k, right.ctypes.data, m, left.ctypes.data, out.ctypes.data)
+        _product(
+            blas, how, whole, m, k, right.ctypes.data, stride, left.ctypes.data, out.ctypes.data
+        )
     if whole < n:
         rest, result = np.zeros((ROWS, k), np.float32), np.empty((ROWS, m), np.float32)
         rest[: n - whole] = left[whole:]
         _product(
-            blas, PLAIN, ROWS, m, k, right.ctypes.data, m, rest.ctypes.data, result.ctypes.data
+            blas, how, ROWS, m, k, right.ctypes.data, stride, rest.ctypes.data, result.ctypes.data
         )
         out[whole:] = result[: n - whole]
 

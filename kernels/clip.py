@@ -175,8 +175,9 @@ def linear_square_norms(
                     spread += np.sqrt(dot_in * dot_out)
                 else:
                     total += 2.0 * dot_in * dot_out
-        # each dot product errs by at most its length * 2^-53 of the product of norms
-        error = spread * spread * (width_in + width_out + 2 * (last - first) + 4) * 2.0**-52
+        # a dot product errs by at most its length * 2^-53 of the product of norms, and the sum over all
+        # pairs by their number: their absolute values add up to spread^2 at most
+        error = spread * spread * (width_in + width_out + (last - first) ** 2 + 4) * 2.0**-52
         squares[u] += max(total, 0.0) + error
         if last - first > 1:
             parts[u] += spread
@@ -309,6 +310,29 @@ def add_clipped_layer(
 
 
 @njit(cache=True, nogil=True)
+def _sum_places(
+    grads: NDArray[np.float32],
+    places: SortedPlaces,
+    factors: NDArray[np.float32],
+    start: int,
+    end: int,
+    total: NDArray[np.float64],
+) -> None:
+    """total[dim] = the clipped gradients of places start:end, in their order."""
+    dim = len(total)
+    for j in range(dim):
+        total[j] = 0.0
+    for n in range(start, end):
+        i = places.examples[n]
+        if factors[i] == 0.0:
+            continue
+        part = grads[i, places.columns[n] : places.columns[n] + dim]
+        factor = np.float64(factors[i]) * np.float64(places.coefs[n])
+        for j in range(dim):
+            total[j] += factor * np.float64(part[j])
+
+
+@njit(cache=True, nogil=True)
 def merged_sum(
     grads: NDArray[np.float32],
     places: SortedPlaces,
@@ -327,19 +351,9 @@ def merged_sum(
         first: the run that `out[0]` belongs to.
         out: float64[k, dim], written: runs first:first + k.
     """
-    dim = out.shape[1]
     for r in range(len(out)):
-        total = out[r]
-        for j in range(dim):
-            total[j] = 0.0
-        for n in range(runs.starts[first + r], runs.starts[first + r + 1]):
-            i = places.examples[n]
-            if factors[i] == 0.0:
-                continue
-            part = grads[i, places.columns[n] : places.columns[n] + dim]
-            factor = np.float64(factors[i]) * np.float64(places.coefs[n])
-            for j in range(dim):
-                total[j] += factor * np.float64(part[j])
+        start, end = runs.starts[first + r], runs.starts[first + r + 1]
+        _sum_places(grads, places, factors, start, end, out[r])
 
 
 @njit(cache=True, nogil=True)
@@ -361,21 +375,13 @@ def add_merged_sum(
         if r + ROWS_AHEAD < last:
             ahead = runs.rows[r + ROWS_AHEAD]
             prefetch(array.ctypes.data + ahead * dim * array.itemsize)
-        for j in range(dim):
-            total[j] = 0.0
-        for n in range(runs.starts[r], runs.starts[r + 1]):
-            if n + PLACES_AHEAD < stop:
-                far = np.int64(places.examples[n + PLACES_AHEAD]) * width
-                far = grads.ctypes.data + (far + places.columns[n + PLACES_AHEAD]) * grads.itemsize
-                prefetch(far)
-                prefetch(far + (dim - 1) * grads.itemsize)
-            i = places.examples[n]
-            if factors[i] == 0.0:
-                continue
-            part = grads[i, places.columns[n] : places.columns[n] + dim]
-            factor = np.float64(factors[i]) * np.float64(places.coefs[n])
-            for j in range(dim):
-                total[j] += factor * np.float64(part[j])
+        start, end = runs.starts[r], runs.starts[r + 1]
+        for n in range(start + PLACES_AHEAD, min(end + PLACES_AHEAD, stop)):
+            far = np.int64(places.examples[n]) * width
+            far = grads.ctypes.data + (far + places.columns[n]) * grads.itemsize
+            prefetch(far)
+            prefetch(far + (dim - 1) * grads.itemsize)
+        _sum_places(grads, places, factors, start, end, total)
         row = array[runs.rows[r]]
         for j in range(dim):
             row[j] = np.float32(np.float64(row[j]) + scale * total[j])

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 from dpads import synthetic
-from dpads.store import ExampleStore, prepare
+from dpads.preparing import prepare
+from dpads.store import ExampleStore
 from dpads.synthetic import SyntheticLog
 
 # The same examples on every machine and no limit on the time of one: a slow machine is no bug.

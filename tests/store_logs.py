@@ -10,8 +10,9 @@ import polars as pl
 
 from dpads.batch import SparseBatch
 from dpads.encoding import encode
+from dpads.preparing import prepare
 from dpads.schema import Bag, FeatureSchema
-from dpads.store import ExampleStore, prepare
+from dpads.store import ExampleStore
 
 FULL = FeatureSchema(
     task="ctr",

@@ -22,7 +22,7 @@ import typer
 from cli_calls import CONFIG, done, dpads_command
 
 import dpads
-from dpads import cli_demo, cli_screen, run_training, training
+from dpads import cli_demo, cli_screen, run_data, training
 from dpads.cli import app
 from dpads.run_training import RunProgress
 from dpads.synthetic import SyntheticLog
@@ -424,7 +424,7 @@ def test_an_interruption_promises_only_what_was_kept(
     hint = dpads_command(*arguments).stderr.partition("Go on with: dpads ")[2]
     monkeypatch.setattr(training.Trainer, "step", real)
     assert "b: model" in done(*shlex.split(hint))
-    monkeypatch.setattr(run_training, "open_rows", stop)
+    monkeypatch.setattr(run_data, "open_rows", stop)
     result = dpads_command("train", copy / "config.toml", "--out", copy / "c")
     assert result.exit_code == 1
     assert "--resume" not in result.stderr

@@ -15,8 +15,8 @@ LAYERS = [
     {"models", "accounting"},
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
-        "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys", "synthetic",
-        "resources",
+        "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
+        "synthetic", "resources", "preparing",
     },
     {"training", "checkpoint", "evaluation", "benching"},
     {"cli", "report", "record", "run"},

@@ -16,8 +16,9 @@ import pytest
 from store_logs import FULL, WITH_USER, expected, log, make, rows_of
 
 from dpads.errors import DataError, SchemaError, StoreError
+from dpads.preparing import prepare
 from dpads.schema import FeatureSchema
-from dpads.store import ExampleStore, prepare
+from dpads.store import ExampleStore
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from store_logs import FULL, WITH_USER, expected, log, make, rows_of
 
 from dpads.batch import SparseBatch
 from dpads.errors import StoreError
+from dpads.preparing import prepare
 from dpads.schema import FeatureSchema
-from dpads.store import ExampleStore, prepare
+from dpads.store import ExampleStore
 from dpads.store_keys import content_keys, with_ordinals
 
 

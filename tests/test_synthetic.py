@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dpads.errors import ConfigError
-from dpads.store import prepare
+from dpads.preparing import prepare
 from dpads.synthetic import SyntheticLog, click_log
 
 
