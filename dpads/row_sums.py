@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
-from dpads.kernels import clip, lazy
+from dpads.kernels import clip
 from dpads.kernels.lookup import Places
 from dpads.kernels.merge import Runs, SortedPlaces, merge_runs
 from dpads.models.base import Model
@@ -45,10 +45,6 @@ class RowSums(ABC):
     def part(self, first: int, last: int) -> NDArray[np.float64]:
         """The sums of rows[first:last], float64[last - first, dim]."""
 
-    @abstractmethod
-    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
-        """array[rows[i]] += factor * sum i, for i in first:last."""
-
     @property
     def values(self) -> NDArray[np.float64]:
         """All sums, float64[k, dim]."""
@@ -70,10 +66,6 @@ class KnownSums(RowSums):
     def part(self, first: int, last: int) -> NDArray[np.float64]:
         """The sums of rows[first:last]."""
         return self._values[first:last]
-
-    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
-        """Adds in place."""
-        lazy.add_rows(array, self.rows[first:last], self._values[first:last], factor)
 
 
 class PlacedSums(RowSums):
@@ -105,8 +97,3 @@ class PlacedSums(RowSums):
         places, runs = self._places, self._runs
         clip.merged_sum(self._grads, places, self._factors, runs, first, values)
         return values
-
-    def add_to(self, array: NDArray[np.float32], first: int, last: int, factor: float) -> None:
-        """Sums and adds row by row."""
-        places, runs = self._places, self._runs
-        clip.add_merged_sum(self._grads, places, self._factors, runs, first, last, factor, array)

@@ -1,7 +1,7 @@
 """Table mechanisms: they own array, history and update of a group of tables. Nothing else reads a table.
 
-Under lazy noise a touched row is secret until it is brought up to date: its pending
-update carries no noise yet.
+A gradient and its noise reach a row in one rounding. Under lazy noise the rows that no gradient touched
+get theirs later: until they are brought up to date, array and history tell which rows were touched.
 """
 
 from __future__ import annotations
@@ -136,14 +136,30 @@ class TableMechanism(ABC):
 
         over(len(self._array), FLUSH_ROWS, round_rows)
 
-    def _additions(self, clipped: RowSums, factor: float) -> list[Task]:
-        """Tasks that add `factor` times the sums to the rows."""
+    def _moves(self, clipped: RowSums, history: NDArray[np.int32]) -> list[Task]:
+        """Tasks that move the touched rows: decay, gradient and noise, at addresses (row, iteration + 1)."""
+        rate, decay = self._rate(), float(self._update.decays[self.iteration])
+        factor, stddev = -rate / self._update.divisor, rate * self._update.noise_scale
+        step = self.iteration + 1
 
-        def addition(first: int) -> Task:
-            last = min(first + ROWS_AT_A_TIME, len(clipped.rows))
-            return lambda: clipped.add_to(self._array, first, last, factor)
+        def move(first: int) -> Task:
+            def run() -> None:
+                last = min(first + ROWS_AT_A_TIME, len(clipped.rows))
+                lazy.move_rows(
+                    self._array,
+                    history,
+                    clipped.rows[first:last],
+                    clipped.part(first, last),
+                    factor,
+                    decay,
+                    stddev,
+                    step,
+                    self._key,
+                )
 
-        return [addition(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
+            return run
+
+        return [move(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
 
     def _rate(self) -> float:
         """The present learning rate."""
@@ -197,13 +213,10 @@ class LazyTables(TableMechanism):
         self._up_to_date = rows
 
     def update(self, clipped: RowSums) -> list[Task]:
-        """Adds the gradient; its noise and this iteration's decay follow when the row is next read."""
-        rate = self._rate()
+        """Moves the touched rows; the noise of the others follows when they are next read."""
         if clipped.rows is not self._up_to_date:
             self.bring_up_to_date(clipped.rows)
-        # The decay d_t reaches the stored value later, and must not shrink the gradient of iteration t.
-        decay = float(self._update.decays[self.iteration])
-        return self._additions(clipped, -rate / (self._update.divisor * decay))
+        return self._moves(clipped, self._history)
 
     def advance(self) -> None:
         """Moves to the next iteration: rows are behind again."""
@@ -229,13 +242,14 @@ class DenseTables(TableMechanism):
         """Nothing is ever missing."""
 
     def update(self, clipped: RowSums) -> list[Task]:
-        """Decay and noise on every row, at the addresses (row, iteration + 1), then the gradient."""
-        rate = self._rate()
+        """Decay and noise on every row; on the touched ones in one rounding with their gradient."""
+        moves = self._moves(clipped, np.empty(0, np.int32))
         decay = float(self._update.decays[self.iteration])
-        stddev = rate * self._update.noise_scale
+        stddev = self._rate() * self._update.noise_scale
         if stddev > 0.0 or decay != 1.0:
-            lazy.dense_noise(self._array, self.iteration + 1, self._key, decay, stddev)
-        return self._additions(clipped, -rate / self._update.divisor)
+            step, rows = self.iteration + 1, clipped.rows
+            lazy.dense_noise(self._array, rows, step, self._key, decay, stddev)
+        return moves
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets the iteration; the history follows from it."""

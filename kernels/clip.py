@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dpads.kernels.blas import Blas, add_transposed_times, transposed_times
 from dpads.kernels.lookup import Places
-from dpads.kernels.memory import PLACES_AHEAD, ROWS_AHEAD, prefetch
+from dpads.kernels.memory import PLACES_AHEAD, prefetch
 from dpads.kernels.merge import Runs, SortedPlaces
 
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
@@ -27,6 +27,9 @@ CANCELLATION_FLOOR = 2.0**-13
 LARGEST_GROUP = 96
 MEAN_GROUP = 72  # of random sizes, one in 400 is beyond the largest: float64 then
 TILE = 1 << 17  # sums that stay in the second-level cache while groups are added to them
+SUMMED_AT_A_TIME = (
+    1024  # sums of sums: rounding grows with the number of terms by their square root
+)
 
 # Additions in any order, so that they vectorise: n terms err by at most n * 2^-53 of their absolute sum.
 ANY_ORDER = {"reassoc", "contract"}
@@ -310,29 +313,6 @@ def add_clipped_layer(
 
 
 @njit(cache=True, nogil=True)
-def _sum_places(
-    grads: NDArray[np.float32],
-    places: SortedPlaces,
-    factors: NDArray[np.float32],
-    start: int,
-    end: int,
-    total: NDArray[np.float64],
-) -> None:
-    """total[dim] = the clipped gradients of places start:end, in their order."""
-    dim = len(total)
-    for j in range(dim):
-        total[j] = 0.0
-    for n in range(start, end):
-        i = places.examples[n]
-        if factors[i] == 0.0:
-            continue
-        part = grads[i, places.columns[n] : places.columns[n] + dim]
-        factor = np.float64(factors[i]) * np.float64(places.coefs[n])
-        for j in range(dim):
-            total[j] += factor * np.float64(part[j])
-
-
-@njit(cache=True, nogil=True)
 def merged_sum(
     grads: NDArray[np.float32],
     places: SortedPlaces,
@@ -351,37 +331,29 @@ def merged_sum(
         first: the run that `out[0]` belongs to.
         out: float64[k, dim], written: runs first:first + k.
     """
+    dim, width = out.shape[1], grads.shape[1]
+    stop = runs.starts[first + len(out)]
+    block = np.empty(dim)
     for r in range(len(out)):
         start, end = runs.starts[first + r], runs.starts[first + r + 1]
-        _sum_places(grads, places, factors, start, end, out[r])
-
-
-@njit(cache=True, nogil=True)
-def add_merged_sum(
-    grads: NDArray[np.float32],
-    places: SortedPlaces,
-    factors: NDArray[np.float32],
-    runs: Runs,
-    first: int,
-    last: int,
-    scale: float,
-    array: NDArray[np.float32],
-) -> None:
-    """array[row] += scale * `merged_sum` of the row, for runs first:last; array float32[rows, dim]."""
-    dim, width = array.shape[1], grads.shape[1]
-    stop = runs.starts[last]
-    total = np.empty(dim)
-    for r in range(first, last):
-        if r + ROWS_AHEAD < last:
-            ahead = runs.rows[r + ROWS_AHEAD]
-            prefetch(array.ctypes.data + ahead * dim * array.itemsize)
-        start, end = runs.starts[r], runs.starts[r + 1]
-        for n in range(start + PLACES_AHEAD, min(end + PLACES_AHEAD, stop)):
-            far = np.int64(places.examples[n]) * width
-            far = grads.ctypes.data + (far + places.columns[n]) * grads.itemsize
-            prefetch(far)
-            prefetch(far + (dim - 1) * grads.itemsize)
-        _sum_places(grads, places, factors, start, end, total)
-        row = array[runs.rows[r]]
-        for j in range(dim):
-            row[j] = np.float32(np.float64(row[j]) + scale * total[j])
+        out[r] = 0.0
+        for begin in range(start, end, SUMMED_AT_A_TIME):
+            block[:] = 0.0
+            for n in range(begin, min(begin + SUMMED_AT_A_TIME, end)):
+                if n + PLACES_AHEAD < stop:
+                    far = np.int64(places.examples[n + PLACES_AHEAD]) * width
+                    far = (
+                        grads.ctypes.data
+                        + (far + places.columns[n + PLACES_AHEAD]) * grads.itemsize
+                    )
+                    prefetch(far)
+                    prefetch(far + (dim - 1) * grads.itemsize)
+                i = places.examples[n]
+                if factors[i] == 0.0:
+                    continue
+                part = grads[i, places.columns[n] : places.columns[n] + dim]
+                factor = np.float64(factors[i]) * np.float64(places.coefs[n])
+                for j in range(dim):
+                    block[j] += factor * np.float64(part[j])
+            for j in range(dim):
+                out[r, j] += block[j]

@@ -257,50 +257,79 @@ def catch_up(
 
 
 @njit(cache=True, nogil=True)
-def add_rows(
-    array: NDArray[np.float32], rows: NDArray[np.int64], sums: NDArray[np.float64], factor: float
-) -> None:
-    """array[rows[i]] += factor * sums[i] for distinct rows; sums float64[k, dim]."""
-    for i in range(len(rows)):
-        row = array[rows[i]]
-        for j in range(len(row)):
-            row[j] = np.float32(np.float64(row[j]) + factor * sums[i, j])
-
-
-@njit(cache=True, nogil=True)
-def _dense_noise(
+def move_rows(
     array: NDArray[np.float32],
-    first: int,
-    last: int,
+    history: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    factor: float,
+    decay: float,
+    stddev: float,
+    step: int,
+    key: NDArray[np.uint32],
+) -> None:
+    """array[row] = decay * array[row] + factor * sum - stddev * normals, rounded once, for distinct rows.
+
+    A sum that was rounded before it has its noise would move by more than its sensitivity.
+
+    Args:
+        array: float32[n, dim], changed in place at `rows`.
+        history: int32[n], set to `step` at `rows`; empty where none is kept.
+        rows: int64[k].
+        sums: float64[k, dim].
+        factor: of the sums.
+        decay: of the rows.
+        stddev: of the noise; 0 draws none.
+        step: of the address (key, step, row).
+        key: uint32[8].
+    """
+    dim = array.shape[1]
+    initial = np.empty(WORDS * LANES, np.uint32)
+    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    normals = np.zeros(scratch_of(dim), np.float32)
+    set_key(initial, key)
+    for start in range(0, len(rows), LANES):
+        count = min(LANES, len(rows) - start)
+        for ahead in range(start + LANES, min(start + 2 * LANES, len(rows))):
+            prefetch(array.ctypes.data + rows[ahead] * dim * array.itemsize)
+            prefetch(history.ctypes.data + rows[ahead] * history.itemsize)
+        if stddev > 0.0:
+            group_normals(initial, words, rows, start, count, step, dim, normals)
+        for lane in range(count):
+            row = rows[start + lane]
+            if len(history) > 0:
+                history[row] = step
+            values, total = array[row], sums[start + lane]
+            for j in range(dim):
+                moved = decay * np.float64(values[j]) + factor * total[j]
+                values[j] = np.float32(moved - stddev * np.float64(normals[j * LANES + lane]))
+
+
+def dense_noise(
+    array: NDArray[np.float32],
+    but: NDArray[np.int64],
     step: int,
     key: NDArray[np.uint32],
     decay: float,
     stddev: float,
 ) -> None:
-    """One thread's share of `dense_noise`: rows from `first` to before `last`."""
-    dim = array.shape[1]
-    initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-    normals = np.zeros(scratch_of(dim), np.float32)
-    rows = np.arange(first, last)
-    set_key(initial, key)
-    for start in range(0, len(rows), LANES):
-        count = min(LANES, len(rows) - start)
-        if stddev > 0.0:
-            group_normals(initial, words, rows, start, count, step, dim, normals)
-        for lane in range(count):
-            row = rows[start + lane]
-            for j in range(dim):
-                value = decay * array[row, j] - stddev * normals[j * LANES + lane]
-                array[row, j] = np.float32(value)
+    """array = decay * array - stddev * normals on every row but some, addresses (key, step, row).
 
+    Args:
+        array: float32[n, dim], changed in place.
+        but: int64[k], rising, the rows to leave as they are.
+        step: of the addresses.
+        key: uint32[8].
+        decay: of the rows.
+        stddev: of the noise.
+    """
 
-def dense_noise(
-    array: NDArray[np.float32], step: int, key: NDArray[np.uint32], decay: float, stddev: float
-) -> None:
-    """array = decay * array - stddev * normals on every row, addresses (key, step, row)."""
-    over(
-        len(array),
-        ROWS_PER_TASK,
-        lambda first, last: _dense_noise(array, first, last, step, key, decay, stddev),
-    )
+    history = np.empty(0, np.int32)
+
+    def share(first: int, last: int) -> None:
+        left_out = but[np.searchsorted(but, first) : np.searchsorted(but, last)]
+        rows = np.delete(np.arange(first, last), left_out - first)
+        nothing = np.zeros((len(rows), array.shape[1]))
+        move_rows(array, history, rows, nothing, 0.0, decay, stddev, step, key)
+
+    over(len(array), ROWS_PER_TASK, share)

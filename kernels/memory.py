@@ -10,7 +10,6 @@ from numba.extending import intrinsic
 
 # By then the memory has answered.
 PLACES_AHEAD = 16
-ROWS_AHEAD = 8  # each with several places
 
 
 def _prefetch_of(_context: Any, address: Any) -> Any:
