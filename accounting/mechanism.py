@@ -11,6 +11,7 @@ from typing import Any
 from dpads._validate import nearest
 from dpads.accounting import calibration, events
 from dpads.accounting.accountant import check_delta
+from dpads.accounting.schemes import SAMPLERS, SamplingScheme, scheme_of
 from dpads.errors import ConfigError
 
 UNITS = ("example", "user")
@@ -34,13 +35,19 @@ class PrivacySpec:
         dataset_size: A public number of units. Without it the store's own count is used, under
             the zero-out relation, and "the number of units is public" becomes an assertion.
         unit: What one unit of privacy is: "example" (one row of the log) or "user".
-        max_examples_per_unit: Rows kept of one user; needed when unit = "user".
+        max_examples_per_unit: Rows kept of one user; needed when unit = "user". With unit =
+            "example" and a user column it caps users too, and a guarantee for users follows.
         sampling_prob: The chance that one unit joins one batch; goes with iterations.
         iterations: Number of batches; goes with sampling_prob.
+        sampler: "poisson"; "truncated_poisson", which never draws more than max_batch_size units;
+            or "fixed_order", plain passes without amplification. The last two are accounted under
+            zero-out alone, with a number of units that is public.
+        max_batch_size: The most units in a batch of "truncated_poisson"; default: the mean and six
+            standard deviations.
 
     Raises:
-        ConfigError: A value out of range, both or neither of epsilon and noise_multiplier, or an
-            unknown unit.
+        ConfigError: A value out of range, both or neither of epsilon and noise_multiplier, an
+            unknown unit or sampler, or keys that do not go together.
     """
 
     epsilon: float | None = None
@@ -51,6 +58,8 @@ class PrivacySpec:
     max_examples_per_unit: int | None = None
     sampling_prob: float | None = None
     iterations: int | None = None
+    sampler: str = "poisson"
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.noise_multiplier is not None:
@@ -94,6 +103,19 @@ class PrivacySpec:
         if self.sampling_prob is not None:
             _store(self, "sampling_prob", _sampling_prob(self.sampling_prob))
             _store(self, "iterations", _iterations(self.iterations))
+        _check_sampler(self.sampler)
+        if self.max_batch_size is not None:
+            if self.sampler != "truncated_poisson":
+                raise ConfigError(
+                    'Expected max_batch_size with sampler = "truncated_poisson" alone, got sampler = '
+                    f'"{self.sampler}". Other samplers never cut a batch: leave it out.'
+                )
+            _store(self, "max_batch_size", _units("max_batch_size", self.max_batch_size))
+        if self.sampler == "fixed_order" and self.sampling_prob is not None:
+            raise ConfigError(
+                'Expected no sampling_prob with sampler = "fixed_order", got one: units come in '
+                "order, not by chance. Use epochs, or another sampler."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that were given, as plain data."""
@@ -111,9 +133,13 @@ class DpSgdConfig:
         sampling_prob: The chance that one unit joins one batch, in (0, 1].
         iterations: Number of batches.
         expected_batch_size: The constant, in units, that noisy sums are divided by.
+        sampler: "poisson", "truncated_poisson" or "fixed_order"; in fixed order sampling_prob is
+            the share of the units in one batch, and no chance.
+        units: The public number of units; needed but for "poisson".
+        max_batch_size: The most units in a batch; of "truncated_poisson" alone.
 
     Raises:
-        ConfigError: A value out of range.
+        ConfigError: A value out of range, or keys that do not go together.
     """
 
     l2_clip_norm: float
@@ -121,6 +147,9 @@ class DpSgdConfig:
     sampling_prob: float
     iterations: int
     expected_batch_size: int
+    sampler: str = "poisson"
+    units: int | None = None
+    max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         _store(self, "noise_multiplier", _noise_multiplier(self.noise_multiplier))
@@ -129,10 +158,26 @@ class DpSgdConfig:
         _store(self, "iterations", _iterations(self.iterations))
         size = _units("expected_batch_size", self.expected_batch_size)
         _store(self, "expected_batch_size", size)
+        _check_sampler(self.sampler)
+        if (self.max_batch_size is not None) != (self.sampler == "truncated_poisson"):
+            raise ConfigError(
+                'Expected max_batch_size exactly with sampler = "truncated_poisson", got sampler = '
+                f'"{self.sampler}" and max_batch_size = {self.max_batch_size}.'
+            )
+        for name in ("units", "max_batch_size"):
+            if getattr(self, name) is not None:
+                _store(self, name, _units(name, getattr(self, name)))
+        scheme_of(self.to_dict())
 
-    def event(self) -> events.EventTree:
-        """What all iterations together do to privacy, sensitivity slack included."""
-        return events.dp_sgd(self.noise_multiplier, self.sampling_prob, self.iterations)
+    @property
+    def scheme(self) -> SamplingScheme:
+        """How units come into batches; it owns the event."""
+        return scheme_of(self.to_dict())
+
+    def event(self, iterations: int | None = None) -> events.EventTree:
+        """What iterations do to privacy, sensitivity slack included; by default all of them."""
+        count = self.iterations if iterations is None else iterations
+        return self.scheme.event(self.noise_multiplier, count)
 
     @property
     def noise_per_coordinate(self) -> float:
@@ -152,6 +197,15 @@ class DpSgdConfig:
 def _store(target: object, name: str, value: object) -> None:
     """Sets a field of a frozen dataclass while it is built, so that 1 and 1.0 give equal bytes."""
     object.__setattr__(target, name, value)
+
+
+def _check_sampler(given: object) -> None:
+    """One of the samplers."""
+    if given not in SAMPLERS:
+        raise ConfigError(
+            f"Expected sampler to be one of {', '.join(SAMPLERS)}, got {given!r}."
+            + nearest(str(given), SAMPLERS)
+        )
 
 
 def whole_number(name: str, value: object) -> int:

@@ -32,6 +32,7 @@ from dpads.accounting.mechanism import (
     number,
     whole_number,
 )
+from dpads.accounting.schemes import smallest_cap
 from dpads.errors import BudgetError, ConfigError
 
 __all__ = [
@@ -75,6 +76,14 @@ class Plan:
     dataset_size: int | None
     dataset_size_status: DatasetSizeStatus
 
+    def __post_init__(self) -> None:
+        scheme = self.mechanism.scheme
+        if self.relation not in scheme.relations:
+            raise ConfigError(
+                f'Expected relation "zero_out" with sampler = "{scheme.kind}", got "{self.relation}": '
+                "one unit more or less would shift other units, which only zero-out leaves in place."
+            )
+
     def event(self) -> events.EventTree:
         """The event of the preregistered maximum of iterations."""
         return self.mechanism.event()
@@ -100,8 +109,9 @@ class Plan:
         budget, most = self.privacy.epsilon, self.mechanism.iterations
         if budget is None or self.loss.epsilon <= budget:
             return most
-        one = partial(_steps, self.mechanism)
-        return calibration.largest_count(one, budget, self.delta, self.relation, at_most=most)
+        return calibration.largest_count(
+            self.mechanism.event, budget, self.delta, self.relation, at_most=most
+        )
 
     def epsilon_spent(self, iterations_done: int) -> float:
         """An upper bound of the epsilon spent so far, cheap enough for a progress bar.
@@ -116,7 +126,7 @@ class Plan:
         part = math.ceil(_PROGRESS_POINTS * math.sqrt(min(1.0, iterations_done / most)))
         count = min(most, math.ceil(most * (part / _PROGRESS_POINTS) ** 2))
         count = min(most, max(count, iterations_done))
-        return epsilon_of(_steps(self.mechanism, count), self.delta, self.relation).epsilon
+        return epsilon_of(self.mechanism.event(count), self.delta, self.relation).epsilon
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same for the same plan on every machine."""
@@ -201,6 +211,7 @@ def resolve(
         BudgetError: The budget is too small for one iteration.
 
     Guarantees:
+        - Sampler, relation and event agree, or there is no plan.
         - store_units changes nothing when privacy.dataset_size is given, or when
           privacy.sampling_prob, privacy.iterations and privacy.delta are.
     """
@@ -216,23 +227,37 @@ def resolve(
             "Expected a number of units, got none. Set privacy.dataset_size to a public number of "
             "units, or privacy.sampling_prob, privacy.iterations and privacy.delta."
         )
+    if privacy.sampler != "poisson" and units is None:
+        raise ConfigError(
+            f'Expected a public number of units with sampler = "{privacy.sampler}", got none. Set '
+            "privacy.dataset_size to the number of units in the training rows."
+        )
     if privacy.sampling_prob is not None and privacy.iterations is not None:
         sampling_prob, iterations = privacy.sampling_prob, privacy.iterations
     else:
         sampling_prob, iterations = _schedule(size, epochs, units or 0, status == "public")
-    delta = privacy.delta if privacy.delta is not None else default_delta(units or 1)
-    # A count that is the store's own is equal on neighbouring stores only under zero-out.
-    relation = Relation.ZERO_OUT if status == "asserted_public" else Relation.ADD_OR_REMOVE_ONE
-    noise = privacy.noise_multiplier
-    if noise is None:
-        noise = _calibrated(privacy.epsilon or 0.0, delta, relation, sampling_prob, iterations)
+    cap = privacy.max_batch_size
+    if privacy.sampler == "truncated_poisson" and cap is None:
+        cap = smallest_cap(units or 0, sampling_prob)
     mechanism = DpSgdConfig(
-        l2_clip_norm=l2_clip_norm,
-        noise_multiplier=noise,
+        l2_clip_norm=1.0,
+        noise_multiplier=0.0,
         sampling_prob=sampling_prob,
         iterations=iterations,
         expected_batch_size=size,
+        sampler=privacy.sampler,
+        units=None if privacy.sampler == "poisson" else units,
+        max_batch_size=cap,
     )
+    delta = privacy.delta if privacy.delta is not None else default_delta(units or 1)
+    # A count that is the store's own is equal on neighbouring stores only under zero-out.
+    relation = Relation.ADD_OR_REMOVE_ONE
+    if status == "asserted_public" or privacy.sampler != "poisson":
+        relation = Relation.ZERO_OUT
+    noise = privacy.noise_multiplier
+    if noise is None:
+        noise = _calibrated(mechanism, privacy.epsilon or 0.0, delta, relation)
+    mechanism = dataclasses.replace(mechanism, l2_clip_norm=l2_clip_norm, noise_multiplier=noise)
     return Plan(
         privacy=privacy,
         mechanism=mechanism,
@@ -280,7 +305,7 @@ def calibrate(
             + nearest(str(solve_for), SOLVE_FOR)
         )
     if solve_for == "noise_multiplier":
-        noise = _calibrated(epsilon, delta, relation, config.sampling_prob, config.iterations)
+        noise = _calibrated(config, epsilon, delta, relation)
         return dataclasses.replace(config, noise_multiplier=noise)
     if config.noise_multiplier == 0.0:
         raise BudgetError(
@@ -288,7 +313,7 @@ def calibrate(
             f"epsilon={epsilon:g}. Solve for noise_multiplier instead."
         )
     if solve_for == "iterations":
-        count = calibration.largest_count(partial(_steps, config), epsilon, delta, relation)
+        count = calibration.largest_count(config.event, epsilon, delta, relation)
         if count == 0:
             raise _too_small_for_one_iteration(epsilon, delta)
         return dataclasses.replace(config, iterations=count)
@@ -382,18 +407,16 @@ def _schedule(
     return size / units, iterations
 
 
-def _calibrated(
-    epsilon: float, delta: float, relation: Relation, sampling_prob: float, iterations: int
-) -> float:
-    """The smallest noise multiplier that meets the budget."""
+def _calibrated(config: DpSgdConfig, epsilon: float, delta: float, relation: Relation) -> float:
+    """The smallest noise multiplier with which the mechanism meets the budget."""
+    scheme = config.scheme
     try:
         return calibration.smallest_noise_multiplier(
-            lambda noise: events.dp_sgd(noise, sampling_prob, iterations), epsilon, delta, relation
+            lambda noise: scheme.event(noise, config.iterations), epsilon, delta, relation
         )
     except BudgetError:
-        most = calibration.LARGEST_NOISE_MULTIPLIER
-        one = epsilon_of(events.dp_sgd(most, sampling_prob, 1), delta, relation)
-        if one.epsilon > epsilon:
+        one = scheme.event(calibration.LARGEST_NOISE_MULTIPLIER, 1)
+        if epsilon_of(one, delta, relation).epsilon > epsilon:
             raise _too_small_for_one_iteration(epsilon, delta) from None
         raise
 
@@ -406,15 +429,15 @@ def _too_small_for_one_iteration(epsilon: float, delta: float) -> BudgetError:
     )
 
 
-def _steps(config: DpSgdConfig, count: int) -> events.EventTree:
-    """The event of a number of iterations of the mechanism."""
-    return events.dp_sgd(config.noise_multiplier, config.sampling_prob, count)
-
-
 def _resized(config: DpSgdConfig, units: float, size: int) -> DpSgdConfig:
     """The mechanism with another batch size on the same number of units."""
     prob = min(1.0, size / units)
-    return dataclasses.replace(config, expected_batch_size=size, sampling_prob=prob)
+    cap = config.max_batch_size
+    if cap is not None:
+        cap = smallest_cap(config.units or 0, prob)
+    return dataclasses.replace(
+        config, expected_batch_size=size, sampling_prob=prob, max_batch_size=cap
+    )
 
 
 def _relation(value: Relation | str) -> Relation:
