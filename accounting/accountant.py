@@ -4,27 +4,27 @@ dp-accounting does the mathematics. This module adds what it leaves to its calle
 
 * Sampler and relation must agree. Fixed-order passes and truncated batches are accounted under
   zero-out only; under replace-one only PLD is used, since RDP ignores the relation.
-* PLD's Fourier transforms leave an error in delta, in either direction (see `precision`), so
-  epsilon is read at a delta that is smaller by a bound of it. Where that costs more than a little
-  the composition is done in extended precision; where even that is too coarse RDP is reported.
+* PLD's Fourier transforms leave an error in delta, in either direction, which is added (see
+  `pld`). Where delta is too small even for extended precision RDP is reported.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 from functools import lru_cache
 from json import loads
-from typing import Any
 
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import EventTree, iterations_of, leaves, to_dp_event
-from dpads.accounting.grid import epsilon_scale, grid_interval, rough_grid_interval
-from dpads.accounting.precision import compose, composition_error
-from dpads.accounting.relation import Relation, neighboring_relation
-from dpads.accounting.renyi import rdp_curve, rdp_epsilon_of
+from dpads.accounting.events import EventTree, leaves, to_dp_event
+from dpads.accounting.grid import epsilon_scale
+from dpads.accounting.pld import pld_deltas_of, pld_epsilon_of, refuse
+from dpads.accounting.pld import supports as pld_supports
+from dpads.accounting.relation import Relation
+from dpads.accounting.renyi import rdp_deltas_of, rdp_epsilon_of
 from dpads.errors import ConfigError
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "check_delta",
     "check_relation",
     "default_delta",
+    "delta_of",
+    "deltas_of",
     "epsilon_of",
     "profile",
     "rdp_epsilon",
@@ -45,11 +47,10 @@ __all__ = [
 
 PROFILE_DELTAS = (1e-5, 1e-6, 1e-8, 1e-10, 1e-12)
 
-# The share of delta that float64's composition error may cost before more bits are spent.
-_TOLERATED_ERROR = 3e-3
-_ROUGHLY_TOLERATED_ERROR = 3e-2
 # Past this epsilon nothing is protected, and exp(epsilon) comes near float64's end.
 _MEANINGLESS_EPSILON = 500.0
+# Where no delta is given, an event is judged at this one.
+_DELTA_OF_THE_SCALE = 1e-6
 
 
 class Tier(StrEnum):
@@ -111,6 +112,41 @@ def epsilon_of(event: EventTree, delta: float, relation: Relation) -> PrivacyLos
     return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=False)
 
 
+def delta_of(event: EventTree, epsilon: float, relation: Relation) -> float:
+    """The chance that an event's privacy loss bound epsilon may fail to hold.
+
+    Args:
+        event: An event tree (see `dpads.accounting.events`).
+        epsilon: A finite number >= 0.
+        relation: The neighbouring relation; it must suit the event's sampler.
+
+    Returns:
+        The smaller of PLD's and RDP's upper bound, in [0, 1]; 1 for an event without noise.
+
+    Raises:
+        ConfigError: epsilon is no finite number >= 0, or the sampler needs another relation.
+        InputError: The event is malformed.
+        UnsupportedEventError: No accountant knows this event under this relation.
+
+    Guarantees:
+        - The bound is an upper bound: the error of composing is added to it.
+        - It does not grow with epsilon.
+
+    Examples:
+        >>> from dpads.accounting.events import dp_sgd
+        >>> delta = delta_of(dp_sgd(1.0, 0.01, 1000), 2.13, Relation.ADD_OR_REMOVE_ONE)
+        >>> 9e-7 < delta <= 1e-6
+        True
+    """
+    return deltas_of(event, (epsilon,), relation)[0]
+
+
+def deltas_of(event: EventTree, epsilons: Sequence[float], relation: Relation) -> tuple[float, ...]:
+    """`delta_of` at several epsilons, for little more than the price of one."""
+    points = tuple(_check_epsilon(epsilon) for epsilon in epsilons)
+    return _deltas_of(canonical_bytes(event), points, Relation(relation))
+
+
 def rough_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
     """An upper bound like `epsilon_of`'s on a coarser grid, faster and looser: to search with."""
     return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=True).epsilon
@@ -137,6 +173,17 @@ def check_delta(delta: object) -> float:
             "fail; choose it well below 1 / (number of units), for example 1e-8."
         )
     return float(delta)
+
+
+def _check_epsilon(epsilon: object) -> float:
+    """Epsilon as a float, or a `ConfigError` when it is no finite number >= 0."""
+    if (
+        isinstance(epsilon, bool)
+        or not isinstance(epsilon, int | float)
+        or not 0.0 <= epsilon < math.inf
+    ):
+        raise ConfigError(f"Expected epsilon to be a finite number >= 0, got {epsilon!r}.")
+    return float(epsilon)
 
 
 def default_delta(units: int) -> float:
@@ -213,50 +260,48 @@ def _epsilon_of(
     if any(leaf["kind"] == "non_private" for leaf in leaves(event)):
         return PrivacyLoss(math.inf, delta, relation, "pld", math.inf, None)
     rdp = rdp_epsilon_of(event_bytes, delta, relation)
-    expected = rdp if rdp is not None else epsilon_scale(event_bytes, delta)
-    meaningless = expected > _MEANINGLESS_EPSILON
-    pld = _pld_epsilon(event_bytes, delta, relation, skip=meaningless, rough=rough)
+    pld: float | None = None
+    if not pld_supports(event_bytes, relation):
+        if rdp is None:
+            refuse(event_bytes, relation)
+    elif _is_meaningless(event_bytes, rdp, delta):
+        pld = math.inf
+    else:
+        pld = pld_epsilon_of(event_bytes, delta, relation, rough=rough)
     if rdp is not None and (pld is None or rdp < pld):
         return PrivacyLoss(rdp, delta, relation, "rdp", pld, rdp)
     if pld is None:
-        raise AssertionError("an event that no accountant knows is refused when it is composed")
+        raise AssertionError("an event that no accountant knows was refused above")
     return PrivacyLoss(pld, delta, relation, "pld", pld, rdp)
 
 
-def _pld_epsilon(
-    event_bytes: bytes, delta: float, relation: Relation, *, skip: bool, rough: bool
-) -> float | None:
-    """PLD's epsilon, or None where PLD does not know an event that RDP does."""
-    from dp_accounting.pld import PLDAccountant
-
-    event = loads(event_bytes)
-    dp_event = to_dp_event(event)
-    probe = PLDAccountant(neighboring_relation(relation))
-    if not probe.supports(dp_event):
-        if relation is Relation.REPLACE_ONE or rdp_curve(event_bytes, relation) is None:
-            probe.compose(dp_event)  # raises UnsupportedEventError with the reason
-        return None
-    if skip:
-        return math.inf
-    iterations = iterations_of(event)
-    float64_error = composition_error(iterations, extended=False)
-    tolerated = _ROUGHLY_TOLERATED_ERROR if rough else _TOLERATED_ERROR
-    extended = float64_error > tolerated * delta
-    usable_delta = delta - composition_error(iterations, extended=extended)
-    if usable_delta <= 0.0:
-        return math.inf
-    interval_of = rough_grid_interval if rough else grid_interval
-    interval = interval_of(event_bytes, delta, relation)
-    distribution = _distribution(event_bytes, relation, interval, extended)
-    return float(distribution.get_epsilon_for_delta(usable_delta))
+def _is_meaningless(event_bytes: bytes, rdp: float | None, delta: float) -> bool:
+    """Whether epsilon is so large that PLD need not be asked."""
+    expected = rdp if rdp is not None else epsilon_scale(event_bytes, delta)
+    return expected > _MEANINGLESS_EPSILON
 
 
-@lru_cache(maxsize=8)
-def _distribution(event_bytes: bytes, relation: Relation, interval: float, extended: bool) -> Any:
-    """An event's privacy loss distribution; a few are kept, so that a profile is cheap."""
+@lru_cache(maxsize=256)
+def _deltas_of(
+    event_bytes: bytes, epsilons: tuple[float, ...], relation: Relation
+) -> tuple[float, ...]:
+    """`deltas_of` on hashable arguments."""
     import numpy as np
 
-    with np.errstate(over="ignore", under="ignore"):
-        return compose(
-            loads(event_bytes), neighboring_relation(relation), interval, extended=extended
-        )
+    event = loads(event_bytes)
+    to_dp_event(event)
+    check_relation(event, relation)
+    if any(leaf["kind"] == "non_private" for leaf in leaves(event)):
+        return (1.0,) * len(epsilons)
+    points = np.asarray(epsilons)
+    bounds = np.ones(points.size)
+    rdp = rdp_deltas_of(event_bytes, points, relation)
+    if rdp is not None:
+        bounds = np.minimum(bounds, rdp)
+    if pld_supports(event_bytes, relation):
+        scale = rdp_epsilon_of(event_bytes, _DELTA_OF_THE_SCALE, relation)
+        if not _is_meaningless(event_bytes, scale, _DELTA_OF_THE_SCALE):
+            bounds = np.minimum(bounds, pld_deltas_of(event_bytes, points, relation))
+    elif rdp is None:
+        refuse(event_bytes, relation)
+    return tuple(float(bound) for bound in bounds)

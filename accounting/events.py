@@ -223,6 +223,15 @@ def iterations_of(event: EventTree) -> int:
     return 0 if event["kind"] == "no_op" else 1
 
 
+def counted_leaves(event: EventTree, count: int = 1) -> list[tuple[EventTree, int]]:
+    """The mechanisms of a tree with how often each is composed; no-ops left out."""
+    if event["kind"] == "self_composed":
+        return counted_leaves(event["event"], count * int(event["count"]))
+    if event["kind"] == "composed":
+        return [pair for e in event["events"] for pair in counted_leaves(e, count)]
+    return [] if event["kind"] == "no_op" else [(event, count)]
+
+
 def leaves(event: EventTree) -> list[EventTree]:
     """The mechanisms of a tree, sampling included, composition stripped."""
     if event["kind"] in ("self_composed", "repeat_and_select"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpads.accounting.events import EventTree, to_dp_event
+from dpads.accounting.events import EventTree, counted_leaves, to_dp_event
 
 if TYPE_CHECKING:
     from dp_accounting import NeighboringRelation
@@ -57,7 +57,7 @@ def compose(
 
     parts = [
         _leaf(leaf, count, relation, interval, extended=extended)
-        for leaf, count in _counted_leaves(event, 1)
+        for leaf, count in counted_leaves(event)
     ]
     if not parts:
         return privacy_loss_distribution.identity(value_discretization_interval=interval)
@@ -66,15 +66,6 @@ def compose(
         # Truncating tails here would count the transform's rounding noise as mass at infinity.
         total = total.compose(part, tail_mass_truncation=0)
     return total
-
-
-def _counted_leaves(event: EventTree, count: int) -> list[tuple[EventTree, int]]:
-    """The leaves with how often each is composed."""
-    if event["kind"] == "self_composed":
-        return _counted_leaves(event["event"], count * event["count"])
-    if event["kind"] == "composed":
-        return [pair for e in event["events"] for pair in _counted_leaves(e, count)]
-    return [] if event["kind"] == "no_op" else [(event, count)]
 
 
 def _leaf(

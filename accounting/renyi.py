@@ -73,3 +73,24 @@ def epsilon_of_curve(
 
     bounds = rdp + np.log1p(-1.0 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1.0)
     return max(0.0, float(np.min(bounds[orders > 1.01])))
+
+
+def rdp_deltas_of(
+    event_bytes: bytes, epsilons: np.ndarray[Any, Any], relation: Relation
+) -> np.ndarray[Any, Any] | None:
+    """RDP's deltas at some epsilons, or None where RDP says nothing.
+
+    References:
+        Canonne, Kamath, Steinke (2020), arXiv 2004.00010 v4, Proposition 12.
+    """
+    import numpy as np
+
+    curve = None if relation is Relation.REPLACE_ONE else rdp_curve(event_bytes, relation)
+    if curve is None:
+        return None
+    kept = curve[0] > 1.01
+    orders, rdp = np.asarray(curve[0])[kept], np.asarray(curve[1])[kept]
+    # Past 1e6 the smallest delta that floats have is reached; a bound never rounds down to 0.
+    excess = rdp + np.log1p(-1.0 / orders) - np.minimum(epsilons, 1e6)[:, None]
+    logs = np.min((orders - 1.0) * excess - np.log(orders), axis=1)
+    return np.asarray(np.minimum(1.0, np.exp(np.clip(logs, -700.0, 0.0)) * (1.0 + 2.0**-40)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpads.accounting import accountant, calibration, events
+from dpads.accounting import accountant, calibration, events, pld
 from dpads.accounting.accountant import PrivacyLoss, Relation, epsilon_of
 from dpads.accounting.calibration import (
     SMALLEST_NOISE_MULTIPLIER,
@@ -107,10 +107,8 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return interval
 
     accountant._epsilon_of.cache_clear()
-    monkeypatch.setattr(accountant, "grid_interval", counted(accountant.grid_interval, True))
-    monkeypatch.setattr(
-        accountant, "rough_grid_interval", counted(accountant.rough_grid_interval, False)
-    )
+    monkeypatch.setattr(pld, "grid_interval", counted(pld.grid_interval, True))
+    monkeypatch.setattr(pld, "rough_grid_interval", counted(pld.rough_grid_interval, False))
     return fine
 
 
