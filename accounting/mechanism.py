@@ -19,7 +19,11 @@ UNITS = ("example", "user")
 LARGEST_ITERATIONS = 10**9
 """More are refused: a month at 400 a second, and what accountants were tried at."""
 LARGEST_UNITS = 10**12
-"""More units in a data set, or in a batch, are refused."""
+"""More units in a data set are refused."""
+LARGEST_BATCH = 2**20
+"""More units in a batch are refused: the rounding of its sums would come near the sensitivity's slack."""
+LARGEST_BATCH_ROWS = 2**24
+"""More rows in a batch of users are refused, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +160,12 @@ class DpSgdConfig:
         _store(self, "l2_clip_norm", _clip_norm(self.l2_clip_norm, self.noise_multiplier))
         _store(self, "sampling_prob", _sampling_prob(self.sampling_prob))
         _store(self, "iterations", _iterations(self.iterations))
-        size = _units("expected_batch_size", self.expected_batch_size)
+        size = whole_number("expected_batch_size", self.expected_batch_size)
+        if size > LARGEST_BATCH:
+            raise ConfigError(
+                f"Expected expected_batch_size to be at most {LARGEST_BATCH:,} units, got {size:,}. Use "
+                "a smaller batch."
+            )
         _store(self, "expected_batch_size", size)
         _check_sampler(self.sampler)
         if (self.max_batch_size is not None) != (self.sampler == "truncated_poisson"):
@@ -233,9 +242,6 @@ def _units(name: str, value: object) -> int:
         raise ConfigError(
             f"Expected {name} to be at most {LARGEST_UNITS:,} units, got more. Give the number of "
             "units in the training rows, or a public number near it."
-            if name == "dataset_size"
-            else f"Expected {name} to be at most {LARGEST_UNITS:,} units, got more. Use a smaller "
-            "batch."
         )
     return count
 

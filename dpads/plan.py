@@ -26,6 +26,7 @@ from dpads.accounting.accountant import (
 )
 from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.mechanism import (
+    LARGEST_BATCH_ROWS,
     LARGEST_ITERATIONS,
     DpSgdConfig,
     PrivacySpec,
@@ -82,6 +83,12 @@ class Plan:
             raise ConfigError(
                 f'Expected relation "zero_out" with sampler = "{scheme.kind}", got "{self.relation}": '
                 "one unit more or less would shift other units, which only zero-out leaves in place."
+            )
+        cap = self.privacy.max_examples_per_unit if self.privacy.unit == "user" else 1
+        if self.mechanism.expected_batch_size * (cap or 1) > LARGEST_BATCH_ROWS:
+            raise ConfigError(
+                f"Expected expected_batch_size * max_examples_per_unit to be at most {LARGEST_BATCH_ROWS:,} "
+                "rows, got more. Lower one of them."
             )
 
     def event(self) -> events.EventTree:

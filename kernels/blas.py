@@ -16,7 +16,18 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 PLAIN, TRANSPOSED = ord("N"), ord("T")
-ROWS = 16  # products of a multiple of so many rows treat all rows alike
+# Numbers of rows that a routine may be called with, each set from largest to smallest; see `row_blocks`.
+CANDIDATES = (
+    (512, 128, 32, 16),
+    (192, 96, 48, 16),
+    (192, 96, 48),
+    (144, 48),
+    (64, 16),
+    (48,),
+    (16,),
+    (4,),
+)
+NO_BLOCKS = np.zeros(4, np.int64)
 
 
 class Blas(NamedTuple):
@@ -96,56 +107,78 @@ _dgemm: Any = _intrinsic(single=False)
 
 @njit(cache=True, nogil=True)
 def times_transposed(
-    blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
+    blas: Blas,
+    blocks: NDArray[np.int64],
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
     """out[n, m] = left[n, k] right[m, k]^T, C-contiguous float32.
 
-    A row of the result depends on the row alone, to the bit: routines treat a few last rows in another way
-    than the others, so those are multiplied in a block of their own.
+    A row of the result depends on the row alone, to the bit, with blocks from `row_blocks`: routines add in
+    another order in the last rows of a matrix, and in matrices of other sizes.
+
+    Args:
+        blas: from `find_blas`.
+        blocks: int64[4], numbers of rows to multiply at a time, falling, 0 beyond the last; all 0 for
+            plain loops.
+        left: float32[n, k].
+        right: float32[m, k].
+        out: float32[n, m], written.
     """
     k, m = left.shape[1], right.shape[0]
-    if m == 1:
-        _times_vector(left, right[0], out)
-        return
     if k == 0:
         out[:] = 0.0
-        return
-    _rows_times(blas, left, TRANSPOSED, right, k, out)
+    elif m == 1 or blocks[0] == 0:
+        _dot_rows(left, right, out)
+    else:
+        _in_blocks(blas, blocks, left, TRANSPOSED, right, k, out)
 
 
 @njit(cache=True, nogil=True)
 def times(
-    blas: Blas, left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
+    blas: Blas,
+    blocks: NDArray[np.int64],
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
-    """out[n, m] = left[n, k] right[k, m], C-contiguous float32; rows as in `times_transposed`."""
-    m = right.shape[1]
-    if m > 0:
-        _rows_times(blas, left, PLAIN, right, m, out)
+    """out[n, m] = left[n, k] right[k, m], C-contiguous float32; as `times_transposed`."""
+    k, m = right.shape
+    if m == 0:
+        return
+    if k == 1 or blocks[0] == 0:
+        _add_rows(left, right, out)
+    else:
+        _in_blocks(blas, blocks, left, PLAIN, right, m, out)
 
 
 @njit(cache=True, nogil=True)
-def _rows_times(
+def _in_blocks(
     blas: Blas,
+    blocks: NDArray[np.int64],
     left: NDArray[np.float32],
     how: int,
     right: NDArray[np.float32],
     stride: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Whole blocks of rows in one product, the last few in another."""
+    """Products of blocks of rows; the last few rows are filled up to the smallest block."""
     n, k, m = left.shape[0], left.shape[1], out.shape[1]
-    whole = n - n % ROWS
-    if whole > 0:
-        _product(
-            blas, how, whole, m, k, right.ctypes.data, stride, left.ctypes.data, out.ctypes.data
-        )
-    if whole < n:
-        rest, result = np.zeros((ROWS, k), np.float32), np.empty((ROWS, m), np.float32)
-        rest[: n - whole] = left[whole:]
-        _product(
-            blas, how, ROWS, m, k, right.ctypes.data, stride, rest.ctypes.data, result.ctypes.data
-        )
-        out[whole:] = result[: n - whole]
+    done, smallest = 0, 0
+    for size in blocks:
+        if size > 0:
+            smallest = size
+            while n - done >= size:
+                here, there = left[done:].ctypes.data, out[done:].ctypes.data
+                _product(blas, how, size, m, k, right.ctypes.data, stride, here, there)
+                done += size
+    if done < n:
+        rest, result = np.zeros((smallest, k), np.float32), np.empty((smallest, m), np.float32)
+        rest[: n - done] = left[done:]
+        here, there = rest.ctypes.data, result.ctypes.data
+        _product(blas, how, smallest, m, k, right.ctypes.data, stride, here, there)
+        out[done:] = result[: n - done]
 
 
 @njit(cache=True, nogil=True)
@@ -157,16 +190,82 @@ def _product(
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _times_vector(
+def _dot_rows(
     left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """out[n, 1] = left[n, k] right[k]."""
+    """out[n, m] = left[n, k] right[m, k]^T, one dot product after another."""
     for i in range(len(left)):
-        row = left[i]
-        total = float32(0.0)
-        for j in range(len(right)):
-            total += row[j] * right[j]
-        out[i, 0] = total
+        for m in range(len(right)):
+            row, column = left[i], right[m]
+            total = float32(0.0)
+            for j in range(len(column)):
+                total += row[j] * column[j]
+            out[i, m] = total
+
+
+@njit(cache=True, nogil=True)
+def _add_rows(
+    left: NDArray[np.float32], right: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """out[n, m] = left[n, k] right[k, m], one row of `right` after another."""
+    for i in range(len(left)):
+        row = out[i]
+        for j in range(len(row)):
+            row[j] = left[i, 0] * right[0, j]
+        for k in range(1, len(right)):
+            for j in range(len(row)):
+                row[j] += left[i, k] * right[k, j]
+
+
+def row_blocks(blas: Blas, width_in: int, width_out: int) -> NDArray[np.int64]:
+    """Numbers of rows with which both products of a layer treat every row alike, tried on this machine.
+
+    Args:
+        blas: from `find_blas`, and as many threads as it will have.
+        width_in: k of `times_transposed`, m of `times`.
+        width_out: m of `times_transposed`, k of `times`.
+
+    Returns:
+        int64[2, 4], blocks for `times_transposed` and for `times`: the first of `CANDIDATES` with which equal
+        rows give equal bits in every place of every block; all 0 where none does.
+    """
+    rng = np.random.default_rng(0)
+    result = np.zeros((2, 4), np.int64)
+    weight = rng.normal(size=(width_out, width_in)).astype(np.float32)
+    for index, (routine, width, width_result) in enumerate(
+        [(times_transposed, width_in, width_out), (times, width_out, width_in)]
+    ):
+        vectors = rng.normal(size=(1 + 64 // max(width_result, 1), width)).astype(np.float32)
+        for candidate in CANDIDATES:
+            blocks = NO_BLOCKS.copy()
+            blocks[: len(candidate)] = candidate
+            if all(
+                _alike(routine, blas, blocks, vector, weight, width_result) for vector in vectors
+            ):
+                result[index] = blocks
+                break
+    return result
+
+
+def _alike(
+    routine: Any,
+    blas: Blas,
+    blocks: NDArray[np.int64],
+    vector: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    width: int,
+) -> bool:
+    """Whether copies of one row give equal bits, in all blocks and from several addresses."""
+    most = int(blocks.sum() + blocks[blocks > 0][-1])
+    copies, out = np.tile(vector, (most + 3, 1)), np.empty((most + 3, width), np.float32)
+    expected = None
+    for start in range(4):
+        for size in (most, *(int(b) for b in blocks if b), 1):
+            routine(blas, blocks, copies[start : start + size], weight, out[start : start + size])
+            expected = out[start].copy() if expected is None else expected
+            if not (out[start : start + size].view(np.uint32) == expected.view(np.uint32)).all():
+                return False
+    return True
 
 
 @njit(cache=True, nogil=True)

@@ -18,18 +18,19 @@ from dpads.kernels.merge import Runs, SortedPlaces
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
 FACTOR_MARGIN = 1.0 - 2.0**-22
 SMALLEST_FACTOR = 2.0**-100
-# Parts of a unit that cancel leave float32 rounding of the order of the parts, 2^-24 each. Clipping by at
-# least 2^-13 of the parts' total keeps that rounding below 2^-11 of the clip norm.
-CANCELLATION_FLOOR = 2.0**-13
+SMALLEST_NORMAL = np.float32(2.0**-126)
+# Parts of a unit that cancel leave rounding of the order of the parts. Clipping by at least 1/16 of the
+# parts' total keeps that of a factor, 2^-24, below 2^-20 of the clip norm, and that of float64 sums, whose
+# terms are all units' parts, below 2 (1024 + N / 1024) 2^-53 * 16 n clip norms for n units with N examples:
+# 2^-14 for the 2^20 units and 2^24 examples that a batch may have.
+CANCELLATION_FLOOR = 2.0**-4
 # Float32 products over at most so many examples, summed in float64. n gradients of norm C or less move a
 # float32 sum by less than (n^2 / 2 + n) 2^-24 C, whatever the order; a unit more or less changes one group's
 # rounding and no other's, so the sum moves by at most (1 + (n^2 + 2 n) 2^-24) C < (1 + 0.6 * 2^-10) C.
 LARGEST_GROUP = 96
 MEAN_GROUP = 72  # of random sizes, one in 400 is beyond the largest: float64 then
 TILE = 1 << 17  # sums that stay in the second-level cache while groups are added to them
-SUMMED_AT_A_TIME = (
-    1024  # sums of sums: rounding grows with the number of terms by their square root
-)
+SUMMED_AT_A_TIME = 1024  # and sums of such sums: the rounding of n terms grows with 1024 + n / 1024
 
 # Additions in any order, so that they vectorise: n terms err by at most n * 2^-53 of their absolute sum.
 ANY_ORDER = {"reassoc", "contract"}
@@ -238,6 +239,8 @@ def scale_rows(
 ) -> None:
     """out[i] = factors[i] * matrix[i], exactly zero where the factor is zero (inf * 0 never happens).
 
+    Products below the normal float32 numbers have few digits and may round up: they become zero.
+
     Args:
         matrix: float32[n, m].
         factors: float32[n].
@@ -250,7 +253,8 @@ def scale_rows(
                 scaled[j] = 0.0
         else:
             for j in range(len(scaled)):
-                scaled[j] = factors[i] * row[j]
+                value = factors[i] * row[j]
+                scaled[j] = value if abs(value) >= SMALLEST_NORMAL else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -279,9 +283,12 @@ def add_clipped_layer(
         bias: float64[out], added to; empty where the layer has none.
     """
     scale_rows(outputs, factors, scaled)
+    part = np.zeros(len(bias))
     for i in range(len(scaled)):
         for j in range(len(bias)):
-            bias[j] += np.float64(scaled[i, j])
+            part[j] += np.float64(scaled[i, j])
+    for j in range(len(bias)):
+        bias[j] += part[j]
     copied = False
     for i in range(len(inputs)):
         if factors[i] == 0.0:  # a zero times an infinite activation would be NaN
@@ -302,12 +309,12 @@ def add_clipped_layer(
     for first in range(0, width_out, tile):
         last = min(first + tile, width_out)
         total = weight[first:last].reshape((last - first) * width_in)
-        part = product[: last - first]
-        flat = part.reshape(part.size)
+        tiled = product[: last - first]
+        flat = tiled.reshape(tiled.size)
         for g in range(len(groups) - 1):
             start, end = groups[g], groups[g + 1]
             if 0 < end - start <= LARGEST_GROUP:
-                transposed_times(blas, scaled[start:end], first, inputs[start:end], part)
+                transposed_times(blas, scaled[start:end], first, inputs[start:end], tiled)
                 for i in range(len(total)):
                     total[i] += np.float64(flat[i])
 

@@ -61,6 +61,7 @@ def loss_gradients(losses: Losses, logits: NDArray[np.float32], out: NDArray[np.
 @njit(cache=True, nogil=True)
 def forward_backward(
     blas: Blas,
+    blocks: NDArray[np.int64],
     parameters: NDArray[np.float32],
     widths: NDArray[np.int64],
     features: NDArray[np.float32],
@@ -73,6 +74,7 @@ def forward_backward(
 
     Args:
         blas: from `find_blas`.
+        blocks: int64[layers, 2, 4], of every layer, from `row_blocks`.
         parameters: float32, weights and biases of all layers.
         widths: int64[layers + 1], from the features' width down to 1.
         features: float32[n, widths[0]].
@@ -91,7 +93,7 @@ def forward_backward(
         bias_at = weight_at + width_out * width_in
         weight = parameters[weight_at:bias_at].reshape((width_out, width_in))
         outputs = activations[here : here + n * width_out].reshape((n, width_out))
-        times_transposed(blas, inputs, weight, outputs)
+        times_transposed(blas, blocks[layer, 0], inputs, weight, outputs)
         _add_bias(outputs, parameters[bias_at : bias_at + width_out], layer < layers - 1)
         weight_at = bias_at + width_out
         here += n * width_out
@@ -107,7 +109,7 @@ def forward_backward(
         inner = feature_grads
         if layer > 0:
             inner = output_grads[here : here + n * width_in].reshape((n, width_in))
-        times(blas, outer, weight.reshape((width_out, width_in)), inner)
+        times(blas, blocks[layer, 1], outer, weight.reshape((width_out, width_in)), inner)
         if layer > 0:
             _mask(activations[here : here + n * width_in], inner.reshape(n * width_in))
 

@@ -323,7 +323,6 @@ def dense_noise(
         decay: of the rows.
         stddev: of the noise.
     """
-
     history = np.empty(0, np.int32)
 
     def share(first: int, last: int) -> None:

@@ -37,6 +37,11 @@ def find_blas() -> Blas:
         loaded = ctypes.CDLL(str(library))
         if hasattr(loaded, "sgemm_") and hasattr(loaded, "dgemm_"):
             return Blas(_address(loaded.sgemm_), _address(loaded.dgemm_))
+    return scipy_blas()
+
+
+def scipy_blas() -> Blas:
+    """SciPy's BLAS."""
     module = "scipy.linalg.cython_blas"
     return Blas(
         get_cython_function_address(module, "sgemm"), get_cython_function_address(module, "dgemm")

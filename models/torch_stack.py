@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ from torch import nn
 
 from dpads.batch import Targets
 from dpads.kernels import feedforward
-from dpads.kernels.torch_ops import find_blas
+from dpads.kernels.blas import row_blocks
+from dpads.kernels.torch_ops import find_blas, single_threaded
 from dpads.models.gradients import (
     ChunkGradients,
     DenseSums,
@@ -43,6 +46,8 @@ class Stack:
             kept = self._parameters[at : at + value.numel()].reshape(tuple(value.shape))
             value.data = torch.from_numpy(kept)
             at += value.numel()
+        with single_threaded():
+            self._blocks = np.stack([_blocks(a, b) for a, b in pairwise(widths)])
         self._memory = threading.local()
 
     @classmethod
@@ -78,6 +83,7 @@ class Stack:
         losses = losses_of(targets, counts=counts)
         feedforward.forward_backward(
             find_blas(),
+            self._blocks,
             self._parameters,
             self.widths,
             features,
@@ -95,6 +101,12 @@ class Stack:
             kept = np.empty(size, np.float32)
             setattr(self._memory, name, kept)
         return kept[:size]
+
+
+@cache
+def _blocks(width_in: int, width_out: int) -> NDArray[np.int64]:
+    """`row_blocks` of a layer, tried once."""
+    return row_blocks(find_blas(), width_in, width_out)
 
 
 def losses_of(targets: Targets, *, counts: bool) -> feedforward.Losses:

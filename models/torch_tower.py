@@ -1,11 +1,9 @@
-"""The torch backend of a tower: one forward, one backward, factors of every linear layer."""
+"""The torch backend of a tower: torch evaluates it, compiled kernels differentiate it."""
 
 from __future__ import annotations
 
 import copy
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,45 +16,43 @@ from dpads.errors import ConfigError
 from dpads.kernels.feedforward import LARGEST_LOG_COUNT
 from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
-from dpads.kernels.torch_ops import find_blas
 from dpads.models.base import Tower
-from dpads.models.gradients import ChunkGradients, FactoredGradients, LinearFactors
+from dpads.models.gradients import ChunkGradients
 from dpads.models.torch_layers import SumPlusLinear
 from dpads.models.torch_stack import Stack, sum_gradients
 from dpads.schema import Task
 
 
 class TorchTower(Tower):
-    """A torch module whose only trainable layers are `nn.Linear`.
+    """A torch module of linear and ReLU layers, whose gradients compiled kernels compute.
 
     Args:
-        module: float[B, width] -> float[B]; its parameters are drawn here.
+        module: float[B, width] -> float[B]: a stack of linear and ReLU layers, or a `SumPlusLinear`; its
+            parameters are drawn here.
         task: which loss.
         master: the public key of the initial parameters.
 
     Raises:
-        ConfigError: a layer other than `nn.Linear` has parameters, or a layer is used twice.
+        ConfigError: the module is neither.
+
+    Guarantees:
+        - No layer mixes examples, and an example's bits do not depend on the others in the batch.
     """
 
     def __init__(self, module: nn.Module, task: Task, master: bytes) -> None:
         self._module = module
         self._task = task
-        self._linears: dict[str, nn.Linear] = {}
-        self._recording = threading.local()
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.Linear):
-                self._linears[name] = layer
-                _initialise(name, layer, master)
-                layer.register_forward_hook(self._recorder(name))
-            elif any(True for _ in layer.parameters(recurse=False)):
-                raise ConfigError(
-                    f'Layer "{name}" ({type(layer).__name__}) has parameters. Towers are made of '
-                    "linear layers and activations."
-                )
-        # Clipping re-uses activations and output gradients, so torch never forms a weight gradient.
+        linears = {n: layer for n, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        for name, layer in linears.items():
+            _initialise(name, layer, master)
         module.requires_grad_(False)
-        self._compiled = True  # tests compare with autograd
-        self._stack = Stack.of(module, list(self._linears))
+        self._stack = None if isinstance(module, SumPlusLinear) else Stack.of(module, list(linears))
+        if self._stack is None and not isinstance(module, SumPlusLinear):
+            layers = ", ".join(type(layer).__name__ for layer in module.children())
+            raise ConfigError(
+                "Expected a tower of linear and ReLU layers in turn, the last with one output, got "
+                f"{layers}. Other layers may mix examples, or round one example by the others beside it."
+            )
         self._parameters = {
             name: value.detach().numpy() for name, value in module.named_parameters()
         }
@@ -85,46 +81,14 @@ class TorchTower(Tower):
         targets: Targets,
         feature_grads: NDArray[np.float32],
     ) -> ChunkGradients:
-        """One forward and one backward pass; autograd stops at activations and features."""
+        """One forward and one backward pass."""
         counts = self._task == "count"
         if self._stack is not None:
             return self._stack.gradients(features, targets, feature_grads, counts=counts)
-        if self._compiled and isinstance(self._module, SumPlusLinear):
-            return sum_gradients(
-                self._module, "linear", features, targets, feature_grads, counts=counts
-            )
-        recorded: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-        self._recording.calls = recorded
-        try:
-            leaf = torch.from_numpy(features).requires_grad_(True)
-            loss = example_losses(self._task, self._module(leaf), targets).sum()
-        finally:
-            self._recording.calls = None
-        outputs = [output for _, _, output in recorded]
-        grads = torch.autograd.grad(loss, [leaf, *outputs])
-        feature_grads[...] = grads[0].numpy()
-        linears = tuple(
-            LinearFactors(
-                weight=f"{name}.weight",
-                bias=None if self._linears[name].bias is None else f"{name}.bias",
-                inputs=np.ascontiguousarray(inputs.detach().numpy()),
-                output_grads=np.ascontiguousarray(grad.numpy()),
-            )
-            for (name, inputs, _), grad in zip(recorded, grads[1:], strict=True)
+        assert isinstance(self._module, SumPlusLinear)
+        return sum_gradients(
+            self._module, "linear", features, targets, feature_grads, counts=counts
         )
-        return FactoredGradients(linears, find_blas())
-
-    def _recorder(
-        self, name: str
-    ) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        """A hook that keeps a layer's inputs and output, where this thread records."""
-
-        def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            calls = getattr(self._recording, "calls", None)
-            if calls is not None:
-                calls.append((name, inputs[0], output))
-
-        return hook
 
     def _at(self, features: NDArray[Any]) -> nn.Module:
         """The module in the precision of the features."""

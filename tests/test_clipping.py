@@ -10,10 +10,11 @@ import pytest
 from brute_force import as_dense, batches, clipped, perturb, schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import dpads
-from dpads.batch import Targets
-from dpads.models.gradients import DenseSums
+from dpads.models.torch_layers import Linear
+from dpads.models.torch_tower import TorchTower
 
 MODELS = [dpads.models.Logistic(), dpads.models.Mlp(embedding_dim=3, hidden=(5, 4))]
 TASKS = ["ctr", "count"]
@@ -227,32 +228,6 @@ def test_units_are_grouped_at_random_and_independently_of_each_other() -> None:
     assert not bounds.any()
 
 
-@pytest.mark.parametrize("shape", [(429, 128), (128, 64), (64, 1), (13, 7), (3, 5), (0, 4)])
-def test_products_of_a_row_do_not_depend_on_its_place(shape: tuple[int, int]) -> None:
-    # else a unit more or less would change the rounding of every other unit's gradient
-    from dpads.kernels.blas import times, times_transposed
-    from dpads.kernels.torch_ops import find_blas
-
-    width_in, width_out = shape
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(1100, width_in)).astype(np.float32)
-    right = rng.normal(size=(width_out, width_in)).astype(np.float32)
-    turned = np.ascontiguousarray(right.T)
-    results = {}
-    for multiply, factor in ((times_transposed, right), (times, turned)):
-        if multiply is times and width_in == 0:
-            continue
-        whole = np.empty((len(rows), width_out), np.float32)
-        multiply(find_blas(), rows, factor, whole)
-        results[multiply] = whole
-        np.testing.assert_allclose(whole, rows @ right.T, rtol=1e-3, atol=1e-3)
-        for size in (1, 2, 15, 16, 17, 31, 255, 1024):
-            for first in (0, 1, 7, 60):
-                part = np.empty((size, width_out), np.float32)
-                multiply(find_blas(), rows[first : first + size].copy(), factor, part)
-                assert np.array_equal(part, whole[first : first + size])
-
-
 def test_neighbouring_sums_of_a_whole_model_differ_by_at_most_the_sensitivity() -> None:
     from dpads.clipping import clip_batch
     from dpads.row_sums import batch_reads
@@ -384,36 +359,12 @@ def test_two_scalar_fields_of_one_table_are_merged_before_squaring() -> None:
     np.testing.assert_allclose(out.norms, [np.sqrt(1.0 + 0.25), np.sqrt(0.25 * 3)])
 
 
-@pytest.mark.parametrize("task", ["ctr", "count"])
-@pytest.mark.parametrize("description", MODELS, ids=lambda model: model.name)
-def test_compiled_towers_agree_with_autograd_on_the_same_chunk(description: Any, task: Any) -> None:
-    schema = dpads.FeatureSchema(
-        task=task, label="y", numeric=["n", "m"], categorical=["a"], buckets=9
-    )
-    model = perturb(description.init(schema, seed=1), 3)
-    rng = np.random.default_rng(4)
-    size = 50
-    features = rng.normal(size=(size, model.layout.width)).astype(np.float32)
-    labels = rng.integers(0, 2, size).astype(np.float32)
-    weights = rng.uniform(0, 2, size).astype(np.float32)
-    exposure = rng.uniform(0.5, 2, size).astype(np.float32)
-    targets = Targets(labels, weights, exposure if task == "count" else None)
-    found = []
-    for compiled in (True, False):
-        tower: Any = model.tower
-        if not compiled:
-            tower._stack = None
-            tower._compiled = False
-        grads = np.empty_like(features)
-        sums = DenseSums.over(np.zeros(sum(v.size for v in model.dense.values())), model.dense)
-        chunk = tower.gradients(features, targets, grads)
-        squares, parts = np.zeros(size), np.zeros(size)
-        chunk.add_square_norms(np.arange(size + 1), squares, parts)
-        half = np.full(size, 0.5, np.float32)
-        chunk.add_clipped(half, np.empty(0, np.int64), sums)
-        found.append((grads.copy(), squares, sums.flat))
-    for first, second in zip(*found, strict=True):
-        np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)
+def test_a_layer_that_mixes_examples_is_refused() -> None:
+    # affine=False has no parameters, and divides by what the batch's other units are
+    for layer in (nn.BatchNorm1d(8, affine=False), nn.Softmax(0), nn.GELU()):
+        module = nn.Sequential(Linear(8, 8), layer, Linear(8, 1), nn.Flatten(0))
+        with pytest.raises(dpads.ConfigError, match=f"linear and ReLU.*{type(layer).__name__}"):
+            TorchTower(module, "ctr", bytes(32))
 
 
 def test_groups_of_another_batch_are_refused() -> None:
