@@ -14,6 +14,7 @@ the amplification, or its absence, was not proved.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,6 +45,10 @@ Below, divergences come near the end of floats, and an event counts as having no
 # A multiplier above the largest is accounted as the largest, which only raises epsilon.
 _LARGEST_NOISE = 2.0**30
 _DEEPEST = 16
+_MOST_RUNS = 1e6
+# Of how many of a group join: rarer ones count as all joining, and nothing counts as impossible.
+_NEGLIGIBLE_TAIL = 1e-32
+_LEAST_WEIGHT = 1e-300
 _KEYS: Mapping[str, frozenset[str]] = {
     "no_op": frozenset(),
     "non_private": frozenset(),
@@ -169,13 +174,19 @@ def composed(events: Sequence[EventTree]) -> EventTree:
 
 
 def for_group(event: EventTree, group_size: int) -> EventTree:
-    """The event as it looks to a group of units that may all differ at once.
+    """The event as it looks to a group of units: all in one data set, none in (or all emptied).
 
-    A Poisson-sampled Gaussian becomes the mixture over how many of the group joined; a plain
-    Gaussian's sensitivity grows by the group's size.
+    * A plain Gaussian: the group moves the sum by at most group_size clip norms.
+    * A Poisson-sampled Gaussian: j of the group join a batch with the binomial's probability and
+      move the sum by at most j. The mixture over j is dominated by any other that is larger in
+      distribution, in both directions: each divergence is a probability of a half-line's. So tails
+      are rounded up, and those below 1e-32 count as the whole group joining.
+    * A pass in a fixed order: with a_b of the group in batch b, the pass is a composition of
+      Gaussians of sensitivity a_b, which the order fixes in advance; the root of the sum of a_b^2
+      is at most the sum of a_b, the group's size: as if all were in one batch.
 
     Args:
-        event: An event of one unit.
+        event: An event of one unit, under add-or-remove or zero-out.
         group_size: Units in the group, at least 1.
 
     Raises:
@@ -183,7 +194,9 @@ def for_group(event: EventTree, group_size: int) -> EventTree:
 
     References:
         Ganesh (2024), arXiv 2401.10294: group privacy of DP-SGD by mixtures of Gaussians.
+        Choquette-Choo et al. (2023), arXiv 2310.15526, Corollary 4.7: vectors by their norms.
     """
+    _count({"group_size": group_size}, "group_size")
     if group_size == 1:
         return event
     kind = event["kind"]
@@ -191,17 +204,14 @@ def for_group(event: EventTree, group_size: int) -> EventTree:
         return event
     if kind == "gaussian":
         return _gaussian(event["noise_multiplier"] / group_size)
+    if kind == "fixed_order_pass":
+        return {**event, "event": for_group(event["event"], group_size)}
     if kind == "poisson_sampled":
-        from scipy.stats import binom
-
-        sizes = range(group_size + 1)
-        weights = [float(binom.pmf(j, group_size, event["sampling_prob"])) for j in sizes]
-        # The largest group takes what rounding left, so that the weights are a distribution.
-        weights[-1] = max(weights[-1], 1.0 - math.fsum(weights[:-1]))
+        sizes, weights = _joining(group_size, event["sampling_prob"])
         return {
             "kind": "mixture_of_gaussians",
             "noise_multiplier": event["event"]["noise_multiplier"],
-            "sensitivities": [float(j) for j in sizes],
+            "sensitivities": [float(size) for size in sizes],
             "sampling_probs": weights,
         }
     if kind == "self_composed":
@@ -214,12 +224,30 @@ def for_group(event: EventTree, group_size: int) -> EventTree:
     )
 
 
+def _joining(group_size: int, sampling_prob: float) -> tuple[list[int], list[float]]:
+    """How many of a group join a batch, and how likely each is, tails rounded up."""
+    from scipy.stats import binom
+
+    # The chance that at least j join, for j = 1, 2, ...; where it underflows it is not 0.
+    tails: list[float] = []
+    for size in range(1, group_size + 1):
+        tail = float(binom.sf(size - 1, group_size, sampling_prob))
+        tails.append(min(1.0, max(tail, _LEAST_WEIGHT) * (1.0 + 2.0**-32)))
+        if tail < _NEGLIGIBLE_TAIL:
+            break
+    sizes = [*range(len(tails)), group_size]
+    pairs = itertools.pairwise([1.0, *tails, 0.0])
+    return sizes, [max(0.0, at_least - more) for at_least, more in pairs]
+
+
 def iterations_of(event: EventTree) -> int:
     """How many leaf mechanisms the event composes."""
     if event["kind"] == "self_composed":
         return int(event["count"]) * iterations_of(event["event"])
     if event["kind"] == "composed":
         return sum(iterations_of(e) for e in event["events"])
+    if event["kind"] == "repeat_and_select":
+        return iterations_of(event["event"])
     return 0 if event["kind"] == "no_op" else 1
 
 
@@ -342,10 +370,10 @@ def _build(event: Any, depth: int) -> DpEvent:
         return _build_mixture(event)
     if kind == "repeat_and_select":
         inner = _build(event["event"], depth + 1)
-        mean = _number(event, "mean", lambda x: x >= 1, "a number >= 1")
+        mean = _number(event, "mean", lambda x: 1 <= x <= _MOST_RUNS, "a number in [1, 1e6]")
         if event["shape"] == "poisson":
             return dp.RepeatAndSelectDpEvent(inner, mean, math.inf)
-        shape = _number(event, "shape", lambda x: x >= 0, 'a number >= 0 or "poisson"')
+        shape = _number(event, "shape", lambda x: 0 <= x <= 100, 'in [0, 100] or "poisson"')
         return dp.RepeatAndSelectDpEvent(inner, mean, shape)
     if kind == "self_composed":
         inner = _build(event["event"], depth + 1)
@@ -374,6 +402,6 @@ def _build_mixture(event: EventTree) -> DpEvent:
         )
     for value in [*sizes, *weights]:
         _number({"value": value}, "value", lambda x: x >= 0, "a number >= 0")
-    if abs(math.fsum(weights) - 1.0) > 1e-9:
+    if abs(math.fsum(weights) - 1.0) > 1e-12:
         raise InputError("Expected the sampling_probs of a mixture to sum to 1.")
     return dp.MixtureOfGaussiansDpEvent(_noise(event), sizes, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 from json import loads
@@ -18,6 +19,7 @@ _ITERATIONS_ON_THE_FULL_GRID = 10_000
 _FINEST_INTERVAL = 1e-5
 _MANY_DEVIATIONS = 10.0
 _GRID_POINTS = 500_000
+_WORTH_COUNTING = 1e-22
 _ROUGH_GRID_POINTS = 20_000
 _ROUGHEST = 4.0
 _ROUGHEST_IN_DEVIATIONS = 0.25
@@ -72,19 +74,36 @@ def _loss_span(leaf: EventTree, relation: Relation) -> float:
     noise = leaf.get("noise_multiplier") or leaf.get("event", {}).get("noise_multiplier")
     if noise is None:
         return 0.0
-    sensitivity = max(leaf.get("sensitivities", [1.0]))
+    sensitivity = _largest_joining(leaf)
     if relation is Relation.REPLACE_ONE or leaf["kind"] == "truncated_poisson_gaussian":
         sensitivity *= 2.0
     ratio = float(sensitivity / noise)
     return ratio * ratio / 2.0 + 10.0 * ratio
 
 
+def _largest_joining(leaf: EventTree) -> float:
+    """The largest sensitivity that one iteration has with any chance worth counting."""
+    if leaf["kind"] != "mixture_of_gaussians":
+        return 1.0
+    pairs = zip(leaf["sensitivities"], leaf["sampling_probs"], strict=True)
+    return max((size for size, prob in pairs if prob > _WORTH_COUNTING), default=1.0)
+
+
 def _loss_deviation(leaf: EventTree) -> float:
     """Standard deviation of one iteration's privacy loss: the root of the chi-square divergence."""
-    if leaf["kind"] != "poisson_sampled":
-        return 0.0
-    noise = max(float(leaf["event"]["noise_multiplier"]), 0.2)
-    return float(leaf["sampling_prob"]) * math.sqrt(math.expm1(1.0 / (noise * noise)))
+    if leaf["kind"] == "poisson_sampled":
+        noise = max(float(leaf["event"]["noise_multiplier"]), 0.2)
+        return float(leaf["sampling_prob"]) * math.sqrt(math.expm1(1.0 / (noise * noise)))
+    if leaf["kind"] == "mixture_of_gaussians":
+        noise = max(float(leaf["noise_multiplier"]), 1e-3)
+        parts = [*zip(leaf["sensitivities"], leaf["sampling_probs"], strict=True)]
+        return math.sqrt(
+            math.fsum(
+                p * q * math.expm1(min(25.0, s * t / (noise * noise)))
+                for (s, p), (t, q) in itertools.product(parts, parts)
+            )
+        )
+    return 0.0
 
 
 @lru_cache(maxsize=1024)

@@ -28,7 +28,7 @@ from dpads.accounting.relation import Relation
 from dpads.errors import ConfigError, InputError
 
 _CODE = (
-    "accountant", "canonical", "events", "grid", "group", "pld", "precision", "relation",
+    "accountant", "canonical", "events", "grid", "group", "mixtures", "pld", "precision", "relation",
     "renyi",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpads.accounting.events import EventTree, counted_leaves, to_dp_event
+from dpads.accounting.mixtures import mixture_distribution
 
 if TYPE_CHECKING:
     from dp_accounting import NeighboringRelation
@@ -90,11 +91,8 @@ def _leaf(
             neighboring_relation=relation,
         )
     elif leaf["kind"] == "mixture_of_gaussians":
-        one = pld.from_mixture_gaussian_mechanism(
-            dp_event.standard_deviation,
-            dp_event.sensitivities,
-            dp_event.sampling_probs,
-            value_discretization_interval=interval,
+        one = mixture_distribution(
+            dp_event.standard_deviation, dp_event.sensitivities, dp_event.sampling_probs, interval
         )
     else:
         one = pld.from_truncated_subsampled_gaussian_mechanism(
