@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
-from dpads.kernels import clip
+from dpads.kernels import clip, moves
 from dpads.kernels.lookup import Places
 from dpads.kernels.merge import Runs, SortedPlaces, merge_runs
+from dpads.kernels.moves import Move
 from dpads.models.base import Model
 
 
@@ -45,6 +46,17 @@ class RowSums(ABC):
     def part(self, first: int, last: int) -> NDArray[np.float64]:
         """The sums of rows[first:last], float64[last - first, dim]."""
 
+    @abstractmethod
+    def move(
+        self,
+        array: NDArray[np.float32],
+        history: NDArray[np.int32],
+        first: int,
+        last: int,
+        how: Move,
+    ) -> None:
+        """Moves rows[first:last] of an array by their sums; history is set, where one is kept."""
+
     @property
     def values(self) -> NDArray[np.float64]:
         """All sums, float64[k, dim]."""
@@ -66,6 +78,17 @@ class KnownSums(RowSums):
     def part(self, first: int, last: int) -> NDArray[np.float64]:
         """The sums of rows[first:last]."""
         return self._values[first:last]
+
+    def move(
+        self,
+        array: NDArray[np.float32],
+        history: NDArray[np.int32],
+        first: int,
+        last: int,
+        how: Move,
+    ) -> None:
+        """Moves in place."""
+        moves.move_rows(array, history, self.rows[first:last], self._values[first:last], how)
 
 
 class PlacedSums(RowSums):
@@ -97,3 +120,24 @@ class PlacedSums(RowSums):
         places, runs = self._places, self._runs
         clip.merged_sum(self._grads, places, self._factors, runs, first, values)
         return values
+
+    def move(
+        self,
+        array: NDArray[np.float32],
+        history: NDArray[np.int32],
+        first: int,
+        last: int,
+        how: Move,
+    ) -> None:
+        """Sums and moves a few rows at a time."""
+        moves.move_merged(
+            array,
+            history,
+            self._grads,
+            self._places,
+            self._factors,
+            self._runs,
+            first,
+            last,
+            how,
+        )

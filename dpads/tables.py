@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dpads._validate import nearest
 from dpads.errors import ConfigError, RunError
 from dpads.kernels import lazy
+from dpads.kernels.moves import Move, move_others
 from dpads.kernels.workers import Task, get_workers, over
 from dpads.noise import RunKeys, to_public_grid
 from dpads.optimizers import Sgd
@@ -136,30 +137,26 @@ class TableMechanism(ABC):
 
         over(len(self._array), FLUSH_ROWS, round_rows)
 
+    def _move(self) -> Move:
+        """How this iteration moves a row; draws have the addresses (row, iteration + 1)."""
+        rate = self._rate()
+        return Move(
+            factor=-rate / self._update.divisor,
+            decay=float(self._update.decays[self.iteration]),
+            stddev=rate * self._update.noise_scale,
+            step=self.iteration + 1,
+            key=self._key,
+        )
+
     def _moves(self, clipped: RowSums, history: NDArray[np.int32]) -> list[Task]:
-        """Tasks that move the touched rows: decay, gradient and noise, at addresses (row, iteration + 1)."""
-        rate, decay = self._rate(), float(self._update.decays[self.iteration])
-        factor, stddev = -rate / self._update.divisor, rate * self._update.noise_scale
-        step = self.iteration + 1
+        """Tasks that move the touched rows."""
+        move = self._move()
 
-        def move(first: int) -> Task:
-            def run() -> None:
-                last = min(first + ROWS_AT_A_TIME, len(clipped.rows))
-                lazy.move_rows(
-                    self._array,
-                    history,
-                    clipped.rows[first:last],
-                    clipped.part(first, last),
-                    factor,
-                    decay,
-                    stddev,
-                    step,
-                    self._key,
-                )
+        def task(first: int) -> Task:
+            last = min(first + ROWS_AT_A_TIME, len(clipped.rows))
+            return lambda: clipped.move(self._array, history, first, last, move)
 
-            return run
-
-        return [move(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
+        return [task(first) for first in range(0, len(clipped.rows), ROWS_AT_A_TIME)]
 
     def _rate(self) -> float:
         """The present learning rate."""
@@ -243,13 +240,10 @@ class DenseTables(TableMechanism):
 
     def update(self, clipped: RowSums) -> list[Task]:
         """Decay and noise on every row; on the touched ones in one rounding with their gradient."""
-        moves = self._moves(clipped, np.empty(0, np.int32))
-        decay = float(self._update.decays[self.iteration])
-        stddev = self._rate() * self._update.noise_scale
-        if stddev > 0.0 or decay != 1.0:
-            step, rows = self.iteration + 1, clipped.rows
-            lazy.dense_noise(self._array, rows, step, self._key, decay, stddev)
-        return moves
+        move = self._move()
+        if move.stddev > 0.0 or move.decay != 1.0:
+            move_others(self._array, clipped.rows, move)
+        return self._moves(clipped, np.empty(0, np.int32))
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets the iteration; the history follows from it."""

@@ -1,8 +1,9 @@
 """Standard normals addressed by (key, iteration, row): ChaCha20 words through Box-Muller.
 
-Pair p of a row takes words 3p, 3p + 1 (a 64-bit radius: tails reach 9.4 standard deviations) and 3p + 2 (a
-32-bit angle). Logarithm, sine and cosine are polynomials in float64, so that the loops vectorise and the
-numbers are the same on every machine.
+Pair p of a row takes words 2p (a radius) and 2p + 1 (an angle). One radius in 2^12 is so long that 32 bits
+are too coarse for it: it takes a second word, number p of the blocks after the row's, so that tails have 64
+bits and reach 9.4 standard deviations. Shorter ones lose nothing that a float32 could hold. Logarithm, sine
+and cosine are polynomials in float64, so that the loops vectorise and the numbers are the same everywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dpads.kernels.workers import ROWS_PER_TASK, over
 
 LOG_2 = 0.6931471805599453
 NORMALS_PER_ROW = 16  # of a flat vector
+REFINED = 1 << 20  # first words below this take a second one
+MIDDLE = 1 << 31  # the second word of the others
 TURN = 1.4629180792671596e-09  # 2 pi / 2^32
 
 
@@ -64,20 +67,23 @@ def _log(u: float) -> np.float32:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lane_normals(words: NDArray[np.uint32], pairs: int, out: NDArray[np.float32]) -> None:
+def lane_normals(
+    words: NDArray[np.uint32], lows: NDArray[np.uint32], pairs: int, out: NDArray[np.float32]
+) -> None:
     """Turns lane-layout words into lane-layout standard normals.
 
     Args:
-        words: uint32[>= 3 * pairs * LANES], word w of lane l at w * LANES + l.
+        words: uint32[>= 2 * pairs * LANES], word w of lane l at w * LANES + l.
+        lows: uint32[>= pairs * LANES], second words of the radii, likewise.
         pairs: normals per lane / 2.
         out: float32[(2 * pairs + 1) * LANES], normal n of lane l at n * LANES + l; the rest is scratch.
     """
     radii = out[2 * pairs * LANES :]
     for p in range(pairs):
         # slices indexed by the lane alone: LLVM then sees unit strides and vectorises
-        high = words[3 * p * LANES : (3 * p + 1) * LANES]
-        low = words[(3 * p + 1) * LANES : (3 * p + 2) * LANES]
-        turn = words[(3 * p + 2) * LANES : (3 * p + 3) * LANES]
+        high = words[2 * p * LANES : (2 * p + 1) * LANES]
+        low = lows[p * LANES : (p + 1) * LANES]
+        turn = words[(2 * p + 1) * LANES : (2 * p + 2) * LANES]
         cosines = out[2 * p * LANES : (2 * p + 1) * LANES]
         sines = out[(2 * p + 1) * LANES : (2 * p + 2) * LANES]
         for lane in range(LANES):
@@ -114,8 +120,14 @@ def pairs_of(dim: int) -> int:
 
 @njit(inline="always")
 def blocks_of(dim: int) -> int:
-    """ChaCha blocks that a row of `dim` numbers takes."""
-    return (3 * pairs_of(dim) + WORDS - 1) // WORDS
+    """ChaCha blocks that a row of `dim` numbers takes, without those of second words."""
+    return (2 * pairs_of(dim) + WORDS - 1) // WORDS
+
+
+@njit(inline="always")
+def words_of(dim: int) -> int:
+    """Length of the array of words that `group_normals` writes to."""
+    return (blocks_of(dim) + (pairs_of(dim) + WORDS - 1) // WORDS) * WORDS * LANES
 
 
 @njit(inline="always")
@@ -139,7 +151,7 @@ def group_normals(
 
     Args:
         initial: uint32[16 * LANES] that `set_key` prepared; counter and nonce words are overwritten.
-        words: uint32[blocks_of(dim) * 16 * LANES], scratch.
+        words: uint32[words_of(dim)], scratch.
         rows: int64[k], row addresses below 2^32.
         start: first of the rows taken.
         count: number of the rows taken, at most LANES.
@@ -152,11 +164,41 @@ def group_normals(
         initial[13 * LANES + lane] = uint32(row)
         initial[14 * LANES + lane] = uint32(step)
         initial[15 * LANES + lane] = uint32(step >> 32)
-    for index in range(blocks_of(dim)):
+    blocks, pairs = blocks_of(dim), pairs_of(dim)
+    for index in range(blocks):
         for lane in range(LANES):
             initial[12 * LANES + lane] = uint32(index)
         keystream(initial, words, index * WORDS * LANES)
-    lane_normals(words, pairs_of(dim), out)
+    lows = words[blocks * WORDS * LANES :]
+    _second_words(initial, words, blocks, pairs, lows)
+    lane_normals(words, lows, pairs, out)
+
+
+@njit(cache=True, nogil=True)
+def _second_words(
+    initial: NDArray[np.uint32],
+    words: NDArray[np.uint32],
+    blocks: int,
+    pairs: int,
+    lows: NDArray[np.uint32],
+) -> None:
+    """Second words of the radii: drawn for the long ones, `MIDDLE` for the others."""
+    wanted = 0
+    for p in range(pairs):
+        high = words[2 * p * LANES : (2 * p + 1) * LANES]
+        for lane in range(LANES):
+            wanted += int64(high[lane] < uint32(REFINED))
+    if wanted > 0:
+        for index in range((pairs + WORDS - 1) // WORDS):
+            for lane in range(LANES):
+                initial[12 * LANES + lane] = uint32(blocks + index)
+            keystream(initial, lows, index * WORDS * LANES)
+    for p in range(pairs):
+        high = words[2 * p * LANES : (2 * p + 1) * LANES]
+        low = lows[p * LANES : (p + 1) * LANES]
+        for lane in range(LANES):
+            if wanted == 0 or high[lane] >= uint32(REFINED):
+                low[lane] = uint32(MIDDLE)
 
 
 @njit(cache=True, nogil=True)
@@ -170,7 +212,7 @@ def _fill(
     """One thread's share of `fill_normals`."""
     dim = out.shape[1]
     initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    words = np.empty(words_of(dim), np.uint32)
     normals = np.empty(scratch_of(dim), np.float32)
     set_key(initial, key)
     for start in range(0, len(rows), LANES):
@@ -242,7 +284,7 @@ def noisy_mean(
         out: float32[n], written.
     """
     initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(blocks_of(NORMALS_PER_ROW) * WORDS * LANES, np.uint32)
+    words = np.empty(words_of(NORMALS_PER_ROW), np.uint32)
     draws = np.empty(scratch_of(NORMALS_PER_ROW), np.float32)
     set_key(initial, key)
     rows = first_row + np.arange((len(sums) + NORMALS_PER_ROW - 1) // NORMALS_PER_ROW)

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dpads.kernels.chacha import LANES, WORDS, set_key
-from dpads.kernels.gaussian import blocks_of, group_normals, scratch_of
+from dpads.kernels.gaussian import group_normals, scratch_of, words_of
 from dpads.kernels.memory import prefetch
 from dpads.kernels.workers import ROWS_PER_TASK, over
 
@@ -184,7 +184,7 @@ def _catch_up(
     """One thread's share of `catch_up`."""
     dim = array.shape[1]
     initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
+    words = np.empty(words_of(dim), np.uint32)
     normals = np.zeros(scratch_of(dim), np.float32)
     since = np.empty(LANES, np.int64)
     set_key(initial, key)
@@ -254,81 +254,3 @@ def catch_up(
             array, history, rows[start:end], step, key, scale, table, stddevs, decays
         ),
     )
-
-
-@njit(cache=True, nogil=True)
-def move_rows(
-    array: NDArray[np.float32],
-    history: NDArray[np.int32],
-    rows: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    factor: float,
-    decay: float,
-    stddev: float,
-    step: int,
-    key: NDArray[np.uint32],
-) -> None:
-    """array[row] = decay * array[row] + factor * sum - stddev * normals, rounded once, for distinct rows.
-
-    A sum that was rounded before it has its noise would move by more than its sensitivity.
-
-    Args:
-        array: float32[n, dim], changed in place at `rows`.
-        history: int32[n], set to `step` at `rows`; empty where none is kept.
-        rows: int64[k].
-        sums: float64[k, dim].
-        factor: of the sums.
-        decay: of the rows.
-        stddev: of the noise; 0 draws none.
-        step: of the address (key, step, row).
-        key: uint32[8].
-    """
-    dim = array.shape[1]
-    initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(blocks_of(dim) * WORDS * LANES, np.uint32)
-    normals = np.zeros(scratch_of(dim), np.float32)
-    set_key(initial, key)
-    for start in range(0, len(rows), LANES):
-        count = min(LANES, len(rows) - start)
-        for ahead in range(start + LANES, min(start + 2 * LANES, len(rows))):
-            prefetch(array.ctypes.data + rows[ahead] * dim * array.itemsize)
-            prefetch(history.ctypes.data + rows[ahead] * history.itemsize)
-        if stddev > 0.0:
-            group_normals(initial, words, rows, start, count, step, dim, normals)
-        for lane in range(count):
-            row = rows[start + lane]
-            if len(history) > 0:
-                history[row] = step
-            values, total = array[row], sums[start + lane]
-            for j in range(dim):
-                moved = decay * np.float64(values[j]) + factor * total[j]
-                values[j] = np.float32(moved - stddev * np.float64(normals[j * LANES + lane]))
-
-
-def dense_noise(
-    array: NDArray[np.float32],
-    but: NDArray[np.int64],
-    step: int,
-    key: NDArray[np.uint32],
-    decay: float,
-    stddev: float,
-) -> None:
-    """array = decay * array - stddev * normals on every row but some, addresses (key, step, row).
-
-    Args:
-        array: float32[n, dim], changed in place.
-        but: int64[k], rising, the rows to leave as they are.
-        step: of the addresses.
-        key: uint32[8].
-        decay: of the rows.
-        stddev: of the noise.
-    """
-    history = np.empty(0, np.int32)
-
-    def share(first: int, last: int) -> None:
-        left_out = but[np.searchsorted(but, first) : np.searchsorted(but, last)]
-        rows = np.delete(np.arange(first, last), left_out - first)
-        nothing = np.zeros((len(rows), array.shape[1]))
-        move_rows(array, history, rows, nothing, 0.0, decay, stddev, step, key)
-
-    over(len(array), ROWS_PER_TASK, share)

@@ -92,33 +92,65 @@ def test_normals_have_the_tail_of_a_gaussian() -> None:
 
 def test_the_radius_reaches_9_standard_deviations() -> None:
     # words of zeros are the smallest 64-bit uniform, 2^-65; words of ones the largest
-    words = np.zeros(3 * chacha.LANES, np.uint32)
+    words, lows = np.zeros(2 * chacha.LANES, np.uint32), np.zeros(chacha.LANES, np.uint32)
     out = np.zeros(3 * chacha.LANES, np.float32)
-    gaussian.lane_normals(words, 1, out)
+    gaussian.lane_normals(words, lows, 1, out)
     assert out[0] == pytest.approx(np.sqrt(-2 * np.log(2.0**-65)), rel=1e-6)
     assert out[0] > 9.4
-    words[: 2 * chacha.LANES] = 0xFFFFFFFF
-    gaussian.lane_normals(words, 1, out)
+    words[: chacha.LANES] = lows[:] = 0xFFFFFFFF
+    gaussian.lane_normals(words, lows, 1, out)
     assert np.all(np.isfinite(out))
     assert abs(out[0]) < 1e-7
 
 
 def test_box_muller_agrees_with_library_functions() -> None:
     rng = np.random.default_rng(0)
-    words = rng.integers(0, 2**32, 3 * chacha.LANES, dtype=np.uint32)
+    words = rng.integers(0, 2**32, 2 * chacha.LANES, dtype=np.uint32)
+    lows = rng.integers(0, 2**32, chacha.LANES, dtype=np.uint32)
     for lane, (high, low) in enumerate([(0, 1), (0, 2**31), (1, 0), (2**32 - 1, 5), (2**31, 0)]):
-        words[lane], words[chacha.LANES + lane] = high, low
+        words[lane], lows[lane] = high, low
     out = np.zeros(3 * chacha.LANES, np.float32)
-    gaussian.lane_normals(words, 1, out)
-    u, v, w = (
-        words[k * chacha.LANES : (k + 1) * chacha.LANES].astype(np.float64) for k in range(3)
-    )
-    radius = np.sqrt(-2 * np.log(u * 2.0**-32 + (v + 0.5) * 2.0**-64))
+    gaussian.lane_normals(words, lows, 1, out)
+    u, w = words.astype(np.float64).reshape(2, -1)
+    radius = np.sqrt(-2 * np.log(u * 2.0**-32 + (lows + 0.5) * 2.0**-64))
     angle = 2 * np.pi * w * 2.0**-32
-    np.testing.assert_allclose(out[: chacha.LANES], radius * np.cos(angle), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(
-        out[chacha.LANES : 2 * chacha.LANES], radius * np.sin(angle), rtol=1e-6, atol=1e-6
-    )
+    cosines, sines, _ = out.reshape(3, -1)
+    np.testing.assert_allclose(cosines, radius * np.cos(angle), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sines, radius * np.sin(angle), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 16, 17, 40])
+def test_normals_are_those_of_the_words_at_their_address(dim: int) -> None:
+    rows = np.arange(5000, dtype=np.int64)
+    out = np.empty((len(rows), dim), np.float32)
+    gaussian.fill_normals(KEY, rows, 3, out)
+    pairs = -(-dim // 2)
+    blocks = -(-2 * pairs // 16)
+    # rows with a long radius somewhere, which take second words, and a few without
+    long = [r for r in rows if np.abs(out[r]).max() > 4.0]
+    assert len(long) > 0 or dim == 1
+    for row in [*long[:20], *rows[:3]]:
+        nonce = (int(row), 3, 0)
+        words = np.concatenate([chacha.block(KEY, i, nonce) for i in range(blocks)])
+        seconds = [chacha.block(KEY, blocks + i, nonce) for i in range(-(-pairs // 16))]
+        lows = np.concatenate(seconds)[:pairs].astype(np.float64)
+        highs, turns = words[: 2 * pairs : 2].astype(np.float64), words[1 : 2 * pairs : 2]
+        lows[highs >= 2**20] = 2.0**31
+        radius = np.sqrt(-2 * np.log(highs * 2.0**-32 + (lows + 0.5) * 2.0**-64))
+        angle = 2 * np.pi * turns * 2.0**-32
+        pairwise = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        np.testing.assert_allclose(out[row], pairwise.ravel()[:dim], rtol=1e-5, atol=1e-6)
+
+
+def test_second_words_are_drawn_for_long_radii_whoever_shares_the_vector() -> None:
+    # a row's draw must not change because its neighbours in the vector needed second words
+    rows = np.arange(1 << 14, dtype=np.int64)
+    together, alone = np.empty((len(rows), 2), np.float32), np.empty((1, 2), np.float32)
+    gaussian.fill_normals(KEY, rows, 0, together)
+    for row in np.flatnonzero(np.hypot(*together.T) > 3.9):
+        for beside in (row - 1, row, row + 1):
+            gaussian.fill_normals(KEY, rows[beside : beside + 1], 0, alone)
+            np.testing.assert_array_equal(alone[0], together[beside])
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 10, 16, 17, 64])

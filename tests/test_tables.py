@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpads.errors import ConfigError, RunError
-from dpads.kernels import lazy, reference
+from dpads.kernels import lazy, moves, reference
 from dpads.kernels.gaussian import fill_normals
 from dpads.noise import RunKeys
 from dpads.optimizers import Adam, Sgd, check_table_optimizer
@@ -265,17 +265,16 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int, flo
                 record.append((key.tobytes(), step, int(row), variance))
         original(array, history, rows, step, key, scale, *rest)
 
-    moving: Callable[..., None] = lazy.move_rows
+    moving: Callable[..., None] = moves.move_rows
 
-    def moved(array: Any, history: Any, rows: Any, *rest: Any) -> None:
-        *_, stddev, step, key = rest
+    def moved(array: Any, history: Any, rows: Any, sums: Any, move: moves.Move) -> None:
         for row in rows:
-            assert history[row] == step - 1  # nothing older is missing when the gradient comes
-            record.append((key.tobytes(), step, int(row), stddev**2))
-        moving(array, history, rows, *rest)
+            assert history[row] == move.step - 1  # nothing older is missing when the gradient comes
+            record.append((move.key.tobytes(), move.step, int(row), move.stddev**2))
+        moving(array, history, rows, sums, move)
 
     monkeypatch.setattr(lazy, "catch_up", recording)
-    monkeypatch.setattr(lazy, "move_rows", moved)
+    monkeypatch.setattr(moves, "move_rows", moved)
     return record
 
 
