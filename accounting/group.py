@@ -31,6 +31,7 @@ _CODE = (
     "accountant", "canonical", "events", "grid", "group", "mixtures", "pld", "precision", "relation",
     "renyi",
 )  # fmt: skip
+_BOUNDS = ("epsilon", "pld_epsilon", "rdp_epsilon")
 
 
 def group_profile(
@@ -154,29 +155,30 @@ def _read(file: Path, key: str, delta: float, relation: Relation) -> PrivacyLoss
     if not isinstance(data, dict) or set(data) != {"key", "loss", "sha256"}:
         return None
     loss = data["loss"]
-    if data["key"] != key or data["sha256"] != _seal(key, loss) or not isinstance(loss, dict):
+    if not isinstance(loss, dict) or set(loss) != {"accountant", *_BOUNDS}:
+        return None
+    if data["key"] != key or data["sha256"] != _seal(key, loss):
+        return None
+    bounds = {name: _bound(loss[name]) for name in _BOUNDS}
+    epsilon = bounds["epsilon"]
+    if epsilon is None or epsilon not in (bounds["pld_epsilon"], bounds["rdp_epsilon"]):
         return None
     return PrivacyLoss(
-        epsilon=_number(loss["epsilon"]),
+        epsilon=epsilon,
         delta=delta,
         relation=relation,
-        accountant=loss["accountant"],
-        pld_epsilon=None if loss["pld_epsilon"] is None else _number(loss["pld_epsilon"]),
-        rdp_epsilon=None if loss["rdp_epsilon"] is None else _number(loss["rdp_epsilon"]),
+        accountant=str(loss["accountant"]),
+        pld_epsilon=bounds["pld_epsilon"],
+        rdp_epsilon=bounds["rdp_epsilon"],
     )
 
 
 def _write(file: Path, key: str, loss: PrivacyLoss) -> None:
     """Puts a loss where `_read` finds it, in one step; a cache that cannot be written is none."""
-    bounds = {
-        name: None if value is None else _text(value)
-        for name, value in (
-            ("epsilon", loss.epsilon),
-            ("pld_epsilon", loss.pld_epsilon),
-            ("rdp_epsilon", loss.rdp_epsilon),
-        )
-    }
-    content: dict[str, Any] = {"accountant": loss.accountant, **bounds}
+    content: dict[str, Any] = {"accountant": loss.accountant}
+    for name in _BOUNDS:
+        value = getattr(loss, name)
+        content[name] = None if value is None else repr(value)
     data = {"key": key, "loss": content, "sha256": _seal(key, content)}
     with contextlib.suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -186,19 +188,18 @@ def _write(file: Path, key: str, loss: PrivacyLoss) -> None:
         Path(name).replace(file)
 
 
-def _seal(key: str, loss: object) -> str:
+def _seal(key: str, loss: object) -> str | None:
     """The digest that a file's content must have."""
     try:
         return digest([key, loss])
-    except ValueError:  # infinities and NaN, which were never written
-        return ""
+    except ValueError:  # infinities and NaN, which are never written as numbers
+        return None
 
 
-def _text(value: float) -> str:
-    """A float as text that JSON can hold, infinity included."""
-    return "inf" if math.isinf(value) else repr(value)
-
-
-def _number(text: str) -> float:
-    """A float from its text."""
-    return float(text)
+def _bound(text: object) -> float | None:
+    """A bound from its text (JSON has no infinity); None where it is none."""
+    try:
+        value = float(text) if isinstance(text, str) else math.nan
+    except ValueError:
+        return None
+    return value if value >= 0.0 else None

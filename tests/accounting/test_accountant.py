@@ -8,7 +8,7 @@ import random
 import dp_accounting as dp
 import numpy as np
 import pytest
-from scipy.stats import norm
+from closed_forms import exact_gaussian
 
 from dpads.accounting import events
 from dpads.accounting.accountant import (
@@ -31,21 +31,6 @@ from dpads.errors import ConfigError
 SLACK = 1 + events.SENSITIVITY_SLACK
 ADD, ZERO, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.ZERO_OUT, Relation.REPLACE_ONE
 GOLDEN_RUN = events.dp_sgd(0.766 * SLACK, 0.00178706, 2798)
-
-
-def exact_gaussian(noise_multiplier: float, delta: float, sensitivity: float = 1.0) -> float:
-    """Epsilon of one Gaussian, by bisection of its closed form (Balle and Wang 2018, Theorem 8)."""
-    mu = sensitivity / noise_multiplier
-
-    def delta_at(epsilon: float) -> float:
-        tail = norm.logcdf(-epsilon / mu - mu / 2)
-        return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon + tail))
-
-    low, high = 0.0, 1000.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if delta_at(middle) > delta else (low, middle)
-    return high
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.3, 0.5, 1.0, 3.0, 20.0])
