@@ -183,21 +183,24 @@ def _second_words(
     lows: NDArray[np.uint32],
 ) -> None:
     """Second words of the radii: drawn for the long ones, `MIDDLE` for the others."""
-    wanted = 0
+    longest = uint32(0xFFFFFFFF)  # a small word is a long radius
     for p in range(pairs):
         high = words[2 * p * LANES : (2 * p + 1) * LANES]
         for lane in range(LANES):
-            wanted += int64(high[lane] < uint32(REFINED))
-    if wanted > 0:
-        for index in range((pairs + WORDS - 1) // WORDS):
-            for lane in range(LANES):
-                initial[12 * LANES + lane] = uint32(blocks + index)
-            keystream(initial, lows, index * WORDS * LANES)
+            longest = min(longest, high[lane])
+    if longest >= uint32(REFINED):
+        for i in range(pairs * LANES):
+            lows[i] = uint32(MIDDLE)
+        return
+    for index in range((pairs + WORDS - 1) // WORDS):
+        for lane in range(LANES):
+            initial[12 * LANES + lane] = uint32(blocks + index)
+        keystream(initial, lows, index * WORDS * LANES)
     for p in range(pairs):
         high = words[2 * p * LANES : (2 * p + 1) * LANES]
         low = lows[p * LANES : (p + 1) * LANES]
         for lane in range(LANES):
-            if wanted == 0 or high[lane] >= uint32(REFINED):
+            if high[lane] >= uint32(REFINED):
                 low[lane] = uint32(MIDDLE)
 
 
