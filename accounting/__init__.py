@@ -11,10 +11,14 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
     mechanism     the promise that is wanted and the mechanism that keeps it, as plain numbers
     ledger        the append-only, hash-chained list of every access to private data
     facts         what only people know: the [statement] table
-    inputs        everything that a statement is made of
+    inputs        everything that one run contributes to a statement; joint: several runs
     checks        each assumption's basis, result and evidence; the claim level
-    assumptions   the checks of one run; accesses: its uses of data; headline: both in a paragraph
-    sections      the statement's sections
+    evidence      the code and the tests behind each check
+    assumptions   the checks of a mechanism; declarations: of its data; joint_checks: of all runs
+    accesses      every use of private data; definition: the definition mapped to the runs
+    figures       what was accounted, and every guarantee that follows
+    headline      the guarantee in a paragraph; limits: what it does not say; nist: another view
+    sections      the statement's sections; sealing: its digests; public: the copy that may leave
     statement     the guarantee as data; rendering turns it into Markdown
 """
 

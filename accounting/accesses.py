@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
 
 _STAGES: Mapping[str, str] = {
@@ -23,6 +23,7 @@ _STAGES: Mapping[str, str] = {
     "upstream": "filtering_or_downsampling",
 }
 
+_CHOSEN = "Columns, clip constants, buckets and hyperparameters were"
 _TUNING: Mapping[str | None, tuple[str, str]] = {
     None: (
         "not_covered",
@@ -31,47 +32,77 @@ _TUNING: Mapping[str | None, tuple[str, str]] = {
             "it, so a look at these rows cannot be ruled out."
         ),
     ),
-    "none": (
-        "data_independent",
-        "Columns, clip constants, buckets and hyperparameters were fixed without a look at these rows.",
-    ),
-    "public_data": (
-        "public_data_only",
-        "Columns, clip constants, buckets and hyperparameters were chosen on public or synthetic data.",
-    ),
+    "none": ("data_independent", f"{_CHOSEN} fixed without a look at these rows."),
+    "public_data": ("public_data_only", f"{_CHOSEN} chosen on public or synthetic data."),
     "not_accounted": (
         "not_covered",
         "Other runs on these rows chose columns, clip constants, buckets or hyperparameters.",
     ),
 }
+_JOINT_TUNING = (
+    "Runs and looks that chose columns, clip constants, buckets or hyperparameters, but for the runs "
+    "that this statement composes. Nobody declared that there were none."
+)
 
 
-def accesses_of(inputs: StatementInputs) -> list[dict[str, Any]]:
-    """The table of accesses: what the ledger holds, then what never was an access, and why."""
-    rows = [*_from_ledger(inputs), *_fixed(inputs), *_by_people(inputs)]
+def accesses_of(runs: JointRuns) -> list[dict[str, Any]]:
+    """The table of accesses: what the ledgers hold, then what never was an access, and why."""
+    rows = [*_from_ledgers(runs), *_fixed(runs), *_by_people(runs)]
     return [{"id": f"A{number}", **row} for number, row in enumerate(rows, start=1)]
 
 
-def _from_ledger(inputs: StatementInputs) -> list[dict[str, Any]]:
-    """One row per kind of entry; equal entries are counted."""
-    counted: dict[tuple[str, str, str, str], tuple[LedgerEntry, int]] = {}
-    for entry in inputs.ledger:
-        if entry.kind == "training_finished":
-            continue
-        key = (entry.kind, entry.description, entry.rows, entry.treatment)
-        counted[key] = (entry, counted.get(key, (entry, 0))[1] + 1)
-    rows = []
-    for number, (entry, count) in enumerate(counted.values(), start=1):
-        times = "" if count == 1 else f" ({count} times)"
-        row = _row(_STAGES[entry.kind], entry.description + times, entry.treatment, "auto")
-        row["rows"] = entry.rows
-        if entry.dp_event is not None:
-            row["dp_event"] = f"E{number}"
-        rows.append(row)
-    return rows
+def tuning_of(runs: JointRuns) -> str | None:
+    """How people say that the configurations were chosen: the weakest answer of any run.
+
+    In a joint statement "not_accounted" may mean the very runs that it composes: no answer.
+    """
+    said = {run.human.tuning for run in runs.runs}
+    if runs.is_joint and "not_accounted" in said:
+        return None
+    order = (None, "not_accounted", "public_data", "none")
+    return next(answer for answer in order if answer in said)
 
 
-def _fixed(inputs: StatementInputs) -> list[dict[str, Any]]:
+def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
+    """One row per item of accounting.entries; of the rest one per kind, equal ones counted."""
+    rows: dict[tuple[object, ...], tuple[dict[str, Any], int]] = {}
+    covered = iter(runs.entries)
+    left = 0
+    for place, run in enumerate(runs.runs):
+        for entry in run.ledger:
+            if entry.kind == "training_finished":
+                continue
+            if entry.dp_event is None:
+                key: tuple[object, ...] = (
+                    entry.kind,
+                    entry.description,
+                    entry.rows,
+                    entry.treatment,
+                )
+                row, count = rows.get(key, (_of_entry(entry), 0))
+                rows[key] = (row, count + 1)
+            elif left > 0:
+                left -= 1
+            else:
+                item = next(covered)
+                left = item.count - 1
+                row = {**_of_entry(entry), "dp_event": item.id}
+                if runs.is_joint:
+                    row["description"] += f", {runs.name(place)}"
+                rows[(item.id,)] = (row, item.count)
+    return [
+        {**row, "description": row["description"] + ("" if count == 1 else f" ({count} times)")}
+        for row, count in rows.values()
+    ]
+
+
+def _of_entry(entry: LedgerEntry) -> dict[str, Any]:
+    """The row of a ledger's entry."""
+    row = _row(_STAGES[entry.kind], entry.description, entry.treatment, "auto")
+    return {**row, "rows": entry.rows}
+
+
+def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
     """What other systems fit to the data and this one does not."""
     rows = [
         _row(
@@ -103,39 +134,42 @@ def _fixed(inputs: StatementInputs) -> list[dict[str, Any]]:
             "auto",
         ),
     ]
-    size = inputs.dataset_size
-    if inputs.dataset_size_status == "public":
-        rows.append(
-            _row(
-                "dataset_size",
-                f"The number of units, {size:,}, is configured and called public.",
-                "declared_public",
-                "human",
-                "adjacency.public_numbers",
-            )
+    if runs.cap is not None:
+        text = (
+            f"Of each user at most {runs.cap} rows, chosen by a keyed hash, are trained on; which rows "
+            "of a user stay depends on no other user."
         )
-    elif inputs.dataset_size_status == "asserted_public":
-        rows.append(
-            _row(
-                "dataset_size",
-                f"The store's own number of units, {size:,}, set the sampling probability"
-                " or delta, and is called public.",
-                "declared_public",
-                "auto+human",
-                "adjacency.n_public",
-            )
+        if runs.unit == "example":
+            text += " The guarantee for rows is about those that stay."
+        whole = runs.unit == "user" or runs.group_size is not None
+        treatment = "covered_by_accounting" if whole else "not_covered"
+        rows.append(_row("contribution_bounding", text, treatment, "auto", "unit.cap_enforced"))
+    size = runs.dataset_size
+    if size is None:
+        return rows
+    if runs.dataset_size_status == "asserted_public":
+        text = (
+            f"The store's own number of units, {size:,}, set the sampling probability or delta, and "
+            "is called public."
         )
-    return rows
+        filled_by, check = "auto+human", "adjacency.n_public"
+    else:
+        text = f"The number of units, {size:,}, is configured and called public."
+        filled_by, check = "human", "adjacency.public_numbers"
+    return [*rows, _row("dataset_size", text, "declared_public", filled_by, check)]
 
 
-def _by_people(inputs: StatementInputs) -> list[dict[str, Any]]:
+def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
     """What happened outside of this library."""
-    treatment, text = _TUNING[inputs.human.tuning]
+    said = tuning_of(runs)
+    treatment, text = _TUNING[said]
+    if said is None and runs.is_joint:
+        text = _JOINT_TUNING
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]
-    upstream = inputs.human.upstream
+    upstream = runs.said("upstream")
     if upstream is not None:
         rows.append(_row("filtering_or_downsampling", upstream, "not_covered", "human"))
-    elif not inputs.entries("upstream"):
+    elif not any(run.entries("upstream") for run in runs.runs):
         rows.append(
             _row(
                 "collection",
@@ -145,6 +179,9 @@ def _by_people(inputs: StatementInputs) -> list[dict[str, Any]]:
                 "human",
             )
         )
+    refresh = runs.said("refresh")
+    if refresh is not None:
+        rows.append(_row("retraining_or_refresh", refresh, "not_covered", "human"))
     return rows
 
 

@@ -1,42 +1,117 @@
-"""Which checks one run's guarantee stands on, filled from its plan, its ledger and people."""
+"""What one run's mechanism must have done for its guarantee to hold, as checks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dpads.accounting.canonical import digest
 from dpads.accounting.checks import Basis, Check, Result
-from dpads.accounting.events import NO_OP
-from dpads.accounting.headline import number
+from dpads.accounting.events import NO_OP, SENSITIVITY_SLACK
+from dpads.accounting.evidence import Evidence
 from dpads.accounting.inputs import StatementInputs
 
+TESTED_BACKENDS = ("torch",)
+"""The backends that the tests behind the checks run on; another one's checks are unknown."""
 
-def checks_of(inputs: StatementInputs) -> list[Check]:
-    """Every assumption of the guarantee of one run."""
-    return [
+_ON_THE_BACKEND = frozenset(
+    {
+        "sampling.any_batch_size", "clipping.joint_norm", "clipping.rounding", "clipping.non_finite",
+        "model.no_cross_example_ops", "weights.before_clipping", "normaliser.public_constant",
+    }
+)  # fmt: skip
+
+_DRAWN: Mapping[str, str] = {
+    "poisson": "Every unit joined every batch on its own coin, with the probability and the number of "
+    "batches of the accounted event.",
+    "truncated_poisson": "Every unit joined every batch on its own coin, and a batch above "
+    "max_batch_size was cut to it at random, with the probability, the cap, the number of units and "
+    "the number of batches of the accounted event.",
+    "fixed_order": "Every unit was in one batch of each pass, in the order of the store, and the "
+    "accounted event holds every pass that was begun.",
+}
+"""What each sampler did."""
+
+_OF_THE_SAMPLER: Mapping[str, tuple[str, str]] = {
+    "truncated_poisson": (
+        "sampling.truncation_in_event",
+        (
+            "The cut of large batches is in the event, at a cap of at least the mean and six standard "
+            "deviations of the public number of units; an empty batch took its noisy step too."
+        ),
+    ),
+    "fixed_order": (
+        "sampling.no_amplification",
+        "No amplification by sampling is claimed: the event is that of plain passes.",
+    ),
+    "poisson": (
+        "sampling.any_batch_size",
+        "No batch was truncated, and an empty batch took its noisy step too.",
+    ),
+}
+"""What each sampler's event stands on besides: a check of its own."""
+
+
+def mechanism_checks(inputs: StatementInputs) -> list[Check]:
+    """The assumptions about what ran, but for those that people answer for."""
+    checks = [
         *_sampling(inputs),
         *_clipping(inputs),
+        *_cap(inputs),
         *_noise(inputs),
         *_iterations(inputs),
-        *_public_numbers(inputs),
-        *_accesses(inputs),
-        *_accounting(inputs),
     ]
+    return [_on_tested_backend(inputs, check) for check in checks]
+
+
+def _on_tested_backend(inputs: StatementInputs, check: Check) -> Check:
+    """What code enforces is known on the backends where tests show it, and on no other."""
+    if check.id not in _ON_THE_BACKEND or inputs.backend in TESTED_BACKENDS:
+        return check
+    if check.result is not Result.HOLDS:
+        return check
+    return replace(
+        check,
+        basis=Basis.NOT_CHECKED,
+        result=Result.UNKNOWN,
+        note="The tests behind it run on other backends than this run's.",
+    )
 
 
 def _sampling(inputs: StatementInputs) -> list[Check]:
-    """The sampler is the one that is accounted."""
-    same = inputs.covered_event == inputs.planned_event or not inputs.is_private
+    """Sampler, event and relation agree."""
+    name, meaning = _OF_THE_SAMPLER[inputs.sampler]
+    scheme = inputs.scheme
+    same = not inputs.is_private or inputs.covered_event == inputs.planned_event
+    suits = scheme is not None and inputs.relation in scheme.relations
     return [
         Check(
             id="sampling.matches_accounting",
-            assumption="Every unit joined every batch on its own coin, with the probability and the "
-            "number of batches of the accounted event.",
+            assumption=_DRAWN[inputs.sampler],
             basis=Basis.ENFORCED,
             result=Result.HOLDS if same else Result.VIOLATED,
             note=None if same else "The ledger's event is not the plan's event.",
+            evidence=[Evidence("config_hash", "the resolved plan", digest(dict(inputs.plan)))],
         ),
         Check(
-            id="sampling.any_batch_size",
-            assumption="No batch was truncated, and an empty batch took its noisy step too.",
+            id="sampling.suits_relation",
+            assumption="The accounted event was proved for this sampler under this relation between "
+            "neighbours.",
             basis=Basis.ENFORCED,
+            result=Result.HOLDS if suits else Result.VIOLATED,
+            note=None
+            if suits
+            else "The sampler's numbers make no scheme that was proved under this relation.",
+        ),
+        Check(
+            id=name,
+            assumption=meaning,
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if scheme is None else Result.HOLDS,
+            effect_if_false="weakens_quantified"
+            if inputs.sampler == "truncated_poisson"
+            else "invalidates",
+            note="The plan's numbers make no scheme of this kind." if scheme is None else None,
         ),
     ]
 
@@ -44,12 +119,16 @@ def _sampling(inputs: StatementInputs) -> list[Check]:
 def _clipping(inputs: StatementInputs) -> list[Check]:
     """One unit moves the sum by at most the clip norm."""
     weighted = inputs.schema.get("weight") is not None
-    checks = [
+    bounded = not inputs.is_private or inputs.mechanism["l2_clip_norm"] is not None
+    slack = float(inputs.plan["sensitivity_slack"])
+    return [
         Check(
             id="clipping.joint_norm",
             assumption="Each unit's gradient over all trained parameters together, tables included "
             "and repeated ids merged, was scaled to at most l2_clip_norm before the sum.",
             basis=Basis.ENFORCED,
+            result=Result.HOLDS if bounded else Result.VIOLATED,
+            note=None if bounded else "There was no clip norm.",
         ),
         Check(
             id="clipping.rounding",
@@ -57,6 +136,8 @@ def _clipping(inputs: StatementInputs) -> list[Check]:
             "own clipped gradient, rounding included, and the accounted noise multiplier is smaller by "
             "that much.",
             basis=Basis.ENFORCED,
+            result=Result.HOLDS if slack >= SENSITIVITY_SLACK else Result.VIOLATED,
+            note=None if slack >= SENSITIVITY_SLACK else "The plan leaves less room for rounding.",
         ),
         Check(
             id="clipping.non_finite",
@@ -77,22 +158,37 @@ def _clipping(inputs: StatementInputs) -> list[Check]:
             result=Result.HOLDS if weighted else Result.NOT_APPLICABLE,
             load_bearing=weighted,
         ),
+        Check(
+            id="normaliser.public_constant",
+            assumption="The noisy sum is divided by a constant fixed before training, never by the "
+            "size that a batch turned out to have.",
+            basis=Basis.ENFORCED,
+        ),
     ]
-    if inputs.unit == "user":
-        checks.append(
-            Check(
-                id="unit.cap_enforced",
-                assumption="No user had more rows in training than max_examples_per_unit.",
-                basis=Basis.NOT_CHECKED,
-                result=Result.UNKNOWN,
-            )
+
+
+def _cap(inputs: StatementInputs) -> list[Check]:
+    """Users are capped, where a guarantee for users stands on it."""
+    if inputs.cap is None and inputs.unit != "user":
+        return []
+    capped = inputs.cap is not None and inputs.user_column is not None
+    return [
+        Check(
+            id="unit.cap_enforced",
+            assumption="No user had more rows in training than max_examples_per_unit; which rows of "
+            "a user stayed depended on no other user.",
+            basis=Basis.ENFORCED,
+            result=Result.HOLDS if capped else Result.VIOLATED,
+            note=None
+            if capped
+            else "Users could not be capped: the schema names no user column, or there is no cap.",
         )
-    return checks
+    ]
 
 
 def _noise(inputs: StatementInputs) -> list[Check]:
     """The noise is there, on everything, and nobody can know it."""
-    noisy = inputs.noise_multiplier > 0
+    noisy, seeded = inputs.is_private, inputs.noise_seed_used
     return [
         Check(
             id="noise.every_coordinate",
@@ -107,16 +203,18 @@ def _noise(inputs: StatementInputs) -> list[Check]:
             assumption="No draw served two gradients: each has an address of its own, and keys are "
             "bound to everything that changes the numbers.",
             basis=Basis.ENFORCED,
+            result=Result.VIOLATED if seeded else Result.HOLDS,
+            note="Every run under one noise_seed draws the same noise." if seeded else None,
         ),
         Check(
             id="noise.generator",
             assumption="Noise and coins come from ChaCha20 keyed from the operating system; the key "
             "is kept secret and destroyed with the checkpoints.",
             basis=Basis.ENFORCED,
-            result=Result.VIOLATED if inputs.noise_seed_used else Result.HOLDS,
+            result=Result.VIOLATED if seeded else Result.HOLDS,
             note="noise_seed was set, which is for tests only: whoever knows the seed can "
             "subtract the noise."
-            if inputs.noise_seed_used
+            if seeded
             else None,
         ),
         Check(
@@ -130,12 +228,6 @@ def _noise(inputs: StatementInputs) -> list[Check]:
             " Noisy gradients of the tower and released rows of tables are rounded to a public grid"
             " of about 2^-10 of the noise's stddev, which hides the low bits that betray which rows"
             " were touched. The guarantee is still the real-number mechanism's.",
-        ),
-        Check(
-            id="normaliser.public_constant",
-            assumption="The noisy sum is divided by a constant fixed before training, never by the "
-            "size that a batch turned out to have.",
-            basis=Basis.ENFORCED,
         ),
     ]
 
@@ -151,10 +243,10 @@ def _iterations(inputs: StatementInputs) -> list[Check]:
     elif inputs.executed > inputs.planned_iterations:
         problem = f"{inputs.executed} iterations ran, {inputs.planned_iterations} were announced."
     log = (
-        f"ledger of {len(inputs.ledger)} entries, head {inputs.ledger_head[:16]}: "
-        f"{inputs.planned_iterations} planned, {inputs.executed} executed, {inputs.replayed} "
-        "replayed after an interruption"
+        f"ledger of {len(inputs.ledger)} entries: {inputs.planned_iterations} planned, "
+        f"{inputs.executed} executed, {inputs.replayed} replayed after an interruption"
     )
+    cut_short = inputs.executed < inputs.planned_iterations
     return [
         Check(
             id="iterations.all_counted",
@@ -165,150 +257,17 @@ def _iterations(inputs: StatementInputs) -> list[Check]:
             basis=Basis.ENFORCED,
             result=Result.HOLDS if problem is None else Result.VIOLATED,
             note=problem,
-            evidence=[("log", log)],
+            evidence=[Evidence("log", log, inputs.ledger_head)],
         ),
         Check(
             id="iterations.fixed_in_advance",
             assumption="The largest number of iterations was on the ledger before the first batch, "
             "and the last iteration's model is the one described: no early stopping on private rows.",
-            basis=Basis.ENFORCED,
-        ),
-    ]
-
-
-def _public_numbers(inputs: StatementInputs) -> list[Check]:
-    """Nothing secret is in the numbers that everybody sees."""
-    checks = [
-        Check(
-            id="adjacency.public_numbers",
-            assumption="sampling_prob, iterations, divisor, noise multiplier and delta are functions "
-            "of the configuration and of a number of units that neighbours share.",
-            basis=Basis.ENFORCED,
-        ),
-        Check(
-            id="features.nothing_fitted",
-            assumption="No vocabulary, normaliser, bin or width was fitted to the data by this "
-            "library: ids are hashed, numbers transformed with constants of the configuration.",
-            basis=Basis.ENFORCED,
-            note="Whether a look at these rows chose those constants (columns, clip constants, "
-            "numbers of buckets) code cannot know: a person must vouch for it, see tuning.declared.",
-        ),
-        Check(
-            id="initialisation.data_independent",
-            assumption="Initial parameters, biases included, do not come from the data.",
-            basis=Basis.ENFORCED,
-        ),
-    ]
-    if inputs.dataset_size_status == "asserted_public":
-        checks.append(
-            _by_people(
-                inputs,
-                "adjacency.n_public",
-                "The number of units in the training rows may be treated as public.",
-                "privacy.dataset_size was not configured, so the store's own count was used.",
-            )
-        )
-    return checks
-
-
-def _accesses(inputs: StatementInputs) -> list[Check]:
-    """What looked at private rows without noise stays inside."""
-    checks = []
-    if inputs.entries("reference"):
-        checks.append(
-            _by_people(
-                inputs,
-                "reference.kept_inside",
-                "The reference model that was trained without noise on the same rows, and its "
-                "metrics, are not released and chose nothing that is.",
-                "training.reference was true.",
-            )
-        )
-    elif inputs.reference_trained:
-        checks.append(
-            Check(
-                id="ledger.complete",
-                assumption="Every access to private rows is on the ledger.",
-                basis=Basis.VERIFIED,
-                result=Result.VIOLATED,
-                note="A reference was trained, and the ledger does not say so.",
-                evidence=[("log", f"ledger head {inputs.ledger_head}")],
-            )
-        )
-    if any(entry.rows != "test" for entry in inputs.entries("evaluation")):
-        checks.append(
-            _by_people(
-                inputs,
-                "evaluation.kept_inside",
-                "Exact metrics on training rows are not released and chose nothing that is.",
-                "The model was evaluated on rows that are, or may be, those it was trained on.",
-            )
-        )
-    tuning = inputs.human.tuning
-    checks.append(
-        Check(
-            id="tuning.declared",
-            assumption="No other run or look at these rows chose this configuration: columns, clip "
-            "constants, numbers of buckets and hyperparameters.",
-            basis=Basis.NOT_CHECKED if tuning is None else _person(inputs),
-            result=Result.UNKNOWN
-            if tuning is None
-            else Result.VIOLATED
-            if tuning == "not_accounted"
-            else Result.HOLDS,
-            load_bearing=False,
-            asserted_by=None if tuning is None else inputs.human.asserted_by,
-            note="The guarantee is this run's alone; how its configuration was chosen is outside it."
-            if tuning in (None, "not_accounted")
+            basis=Basis.NOT_CHECKED if cut_short else Basis.ENFORCED,
+            result=Result.UNKNOWN if cut_short else Result.HOLDS,
+            note=f"Only {inputs.executed} of {inputs.planned_iterations} announced iterations ran, "
+            "and nothing says why training stopped."
+            if cut_short
             else None,
-            evidence=() if tuning is None else [("config_hash", f"statement.tuning = {tuning}")],
-        )
-    )
-    return checks
-
-
-def _accounting(inputs: StatementInputs) -> list[Check]:
-    """The number is a bound, at a delta that means something."""
-    small = inputs.default_delta is None or inputs.delta <= inputs.default_delta
-    bounded = inputs.loss is not None
-    return [
-        Check(
-            id="accountant.upper_bound",
-            assumption="Every epsilon is an upper bound: a margin for numerical error is added, the "
-            "smaller of two bounds is taken, and it is rounded up.",
-            basis=Basis.ENFORCED,
-            result=Result.HOLDS if bounded else Result.VIOLATED,
-            note=None if bounded else "Nothing bounds the privacy loss of what is on the ledger.",
-        ),
-        Check(
-            id="delta.small",
-            assumption="delta is at most min(1e-8, 0.1 / units), rounded down to a power of ten.",
-            basis=Basis.VERIFIED if inputs.default_delta is not None else Basis.NOT_CHECKED,
-            result=Result.UNKNOWN
-            if inputs.default_delta is None
-            else Result.HOLDS
-            if small
-            else Result.VIOLATED,
-            effect_if_false="weakens_quantified",
-            load_bearing=False,
-            note=None if small else "No tier is named at this delta: read the profile.",
-            evidence=[("config_hash", f"delta = {number(inputs.delta)}")],
         ),
     ]
-
-
-def _person(inputs: StatementInputs) -> Basis:
-    """An assertion with a name, or the configuration's word alone."""
-    return Basis.DECLARED if inputs.human.asserted_by is None else Basis.ASSERTED
-
-
-def _by_people(inputs: StatementInputs, name: str, assumption: str, configuration: str) -> Check:
-    """A load-bearing check that only people can answer for."""
-    return Check(
-        id=name,
-        assumption=assumption,
-        basis=_person(inputs),
-        asserted_by=inputs.human.asserted_by,
-        note=configuration,
-        evidence=[("config_hash", configuration)],
-    )

@@ -26,9 +26,16 @@ ASKED_FOR: Mapping[str, str] = {
     "intended_use": "what the model is for",
     "trusted_party": "who holds the raw log and runs the mechanism as written",
     "asserted_by": '"Name, role" of the person who stands behind what code cannot check',
-    "unit_definition": "what one row of the log is in the world, and how many rows one fact can enter",
+    "unit_definition": "what one row of the log is in the world, how many rows one fact can enter, and "
+    "whom one value of the user column stands for (a person, a device, an address)",
+    "period": "which time the log spans",
     "upstream": "what was filtered, joined, deduplicated or sampled before the log came here",
     "tuning": 'how the configuration was chosen: "none", "public_data" or "not_accounted"',
+    "refresh": "whether models are trained again on these rows, or on later rows of the same people",
+    "justification": "why this unit, epsilon and delta were chosen, and who agreed to them",
+    "region": "where the people in the log live",
+    "access_control": "how access to the raw log, the keys and the internal run folder is controlled",
+    "data_collection": "on what ground the log is collected, and how long it is kept",
     "released_to": "who gets the model",
     "repository": "where the code of this run can be read",
     "commit": "which commit of that code ran",
@@ -53,8 +60,14 @@ class HumanFacts:
     trusted_party: str | None = None
     asserted_by: str | None = None
     unit_definition: str | None = None
+    period: str | None = None
     upstream: str | None = None
     tuning: str | None = None
+    refresh: str | None = None
+    justification: str | None = None
+    region: str | None = None
+    access_control: str | None = None
+    data_collection: str | None = None
     released_to: str | None = None
     repository: str | None = None
     commit: str | None = None

@@ -1,189 +1,187 @@
-"""The guarantee in one paragraph, and what it does not say."""
+"""The guarantee in one paragraph: a function of the statement's other items alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpads.accounting.checks import Basis, Check, ClaimLevel, Result
-from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.accountant import default_delta
+from dpads.accounting.checks import Basis, Result
+from dpads.accounting.wording import RELATION_WORDS, TIER_WORDS, listed, number
 
-RELATION_WORDS: Mapping[str, str] = {
-    "add_or_remove_one": "adding or removing one",
-    "zero_out": "replacing one by an empty one (zero-out)",
-    "replace_one": "replacing one by another",
-}
+__all__ = ["RELATION_WORDS", "TIER_WORDS", "headline_of", "not_covered", "number"]
 
-TIER_WORDS: Mapping[str, str] = {
-    "tier1_eps_le_1": "Tier 1 (strong)",
-    "tier2_eps_le_10": "Tier 2 (reasonable)",
-    "tier3_eps_gt_10": "Tier 3 (weak)",
-}
+_PEOPLE = (Basis.ASSERTED, Basis.DECLARED)
 
 
-_ALWAYS = (
-    (
-        "The noise is a float32 Gaussian; the guarantee is that of real numbers. Attacks on the bits "
-        "of floats are known in theory (Mironov 2012; Jin et al. 2022, arXiv 2112.05307). What leaves "
-        "is rounded to a public grid of about 2^-10 of the noise's stddev, which hides the lowest "
-        "bits and is no proof."
-    ),
-    (
-        "The margin that the accountant adds for numerical error is measured (twice the largest error "
-        "that was seen), not proved."
-    ),
-    "Noise and coins are pseudorandom: against whoever breaks ChaCha20 nothing is claimed.",
-    (
-        "The guarantee is about what the model reveals. Timing, memory, logs of other systems and the "
-        "security of the raw log are not addressed."
-    ),
-    "No empirical audit was made of this run.",
-)
+def headline_of(data: Mapping[str, Any]) -> str:
+    """The headline of a statement.
 
+    Args:
+        data: The statement's data; `headline`, `limitations` and the digests are not looked at.
 
-def number(value: float) -> str:
-    """A delta or another small number as people write it: 1e-6, not 1e-06."""
-    return f"{value:g}".replace("e-0", "e-")
+    Returns:
+        One paragraph of plain text.
 
-
-def headline_of(
-    inputs: StatementInputs,
-    checks: Sequence[Check],
-    level: ClaimLevel,
-    epsilon: float | None,
-    tier: Mapping[str, Any] | None,
-) -> str:
-    """The headline: plain text, no epsilon in it where nothing is claimed."""
-    name = f'"{inputs.human.model_name or inputs.model}"'
-    if level is ClaimLevel.NONE or epsilon is None:
-        reasons = "; ".join(_reason(c) for c in checks if _is_broken(c)).rstrip(".")
+    Guarantees:
+        - At claim level "none" no epsilon is in it.
+        - Every access that shaped the model and is not covered is named.
+    """
+    claim = data["claim_level"]
+    if claim == "none":
+        reasons = "; ".join(dict.fromkeys(_reason(c) for c in data["checks"] if _is_broken(c)))
         return (
-            f"Claim level: none. No differential privacy is claimed for {name}. "
+            f"Claim level: none. No differential privacy is claimed for {_names(data)}. "
             f"Reason: {reasons or 'nothing on the ledger is covered'}."
         )
-    unit = "one example (one row of the training log)"
-    if inputs.unit == "user":
-        unit = f"one user (at most {inputs.cap} rows of the training log)"
-    guarantee = (
-        f"The final model {name}, from one training run of at most {inputs.planned_iterations:,} "
-        f"iterations of DP-SGD, is ({epsilon:.2f}, {number(inputs.delta)})-differentially private "
-        f"for {unit} under {RELATION_WORDS[str(inputs.relation)]}."
-    )
-    condition = f"Claim level: {level}{_condition(checks)}."
-    sentences = [condition, guarantee, _tier_sentence(inputs, tier)]
-    uncovered = not_covered(inputs)
+    sentences = [f"Claim level: {claim}{_condition(data)}.", _guarantee(data), _tier(data)]
+    uncovered = not_covered(data)
     if uncovered:
         sentences.append(f"Not covered: {'; '.join(uncovered)}.")
-    if inputs.unit != "user":
-        sentences.append("No user-level guarantee is made.")
+    if data["definition"]["unit_of_privacy"]["kind"] != "user":
+        sentences.append(_for_users(data))
     return " ".join(sentences)
 
 
-def not_covered(inputs: StatementInputs) -> list[str]:
-    """The accesses outside the guarantee, each in a few words."""
-    items = []
-    if inputs.entries("reference"):
-        items.append("the reference model trained without noise on the same rows, and its metrics")
-    rows = {entry.rows for entry in inputs.entries("evaluation")}
-    if "test" in rows:
-        items.append("the test rows, which were read exactly for metrics")
-    if "train" in rows:
-        items.append("exact metrics on training rows")
-    if "train_and_test" in rows:
-        items.append("exact metrics on rows that may be training rows")
-    items.extend(
-        entry.description.rstrip(".")
-        for entry in inputs.ledger
-        if entry.kind not in ("reference", "evaluation") and entry.treatment == "not_covered"
+def not_covered(data: Mapping[str, Any]) -> list[str]:
+    """The accesses outside the guarantee that shaped a model or its choice, in a few words each."""
+    accesses = [
+        access
+        for access in data["definition"]["data_accesses"]
+        if access["treatment"] == "not_covered" and access["stage"] != "retraining_or_refresh"
+    ]
+    return list(dict.fromkeys(_briefly(access, data) for access in accesses))
+
+
+def no_guarantee_for_users(data: Mapping[str, Any]) -> str | None:
+    """Why no guarantee for users exists; None where there is one."""
+    if any(g["unit"] == "user" and not g["hypothetical"] for g in data["guarantees"]):
+        return None
+    bound = data["definition"]["unit_of_privacy"]["contribution_bound"]
+    if bound["identifier"] is None:
+        return "no user column"
+    if bound["max_examples_per_user"] is None:
+        return "no cap on the rows of one user"
+    return "no bound for groups of rows is known for this sampler"
+
+
+def _guarantee(data: Mapping[str, Any]) -> str:
+    """Which models, how private, for whom, between which neighbours."""
+    value = _stated(data, "G1")["value"]
+    relation = RELATION_WORDS[data["definition"]["adjacency"]["relation"]]
+    promise = (
+        f"({value['epsilon']:.2f}, {number(value['delta'])})-differentially private for "
+        f"{_unit(data)} under {relation}"
     )
-    if inputs.human.tuning is None:
-        items.append("how the configuration was chosen (not declared)")
-    elif inputs.human.tuning == "not_accounted":
-        items.append("the other runs on these rows that chose the configuration")
-    if inputs.human.upstream is not None:
-        items.append(f"what was done to the log before: {inputs.human.upstream.rstrip('.')}")
-    elif not inputs.entries("upstream"):
-        items.append("what was done to the log before it was read (not declared)")
-    return items
-
-
-def limitations_of(inputs: StatementInputs) -> list[str]:
-    """What a reader might take from the figure and should not."""
-    items = []
-    if inputs.unit == "example":
-        why = (
-            "the schema names a user column, but rows per user were not capped in training"
-            if inputs.schema.get("user")
-            else "the schema names no user column"
+    steps = [data["mechanism"]["steps"], *(r["mechanism"]["steps"] for r in data["further_runs"])]
+    most = max(step["planned"] for step in steps)
+    count = len(data["ledgers"])
+    if count > 1:
+        return (
+            f"The final models of {count} training runs on the same rows ({_names(data)}), each of at "
+            f"most {most:,} iterations of DP-SGD, are jointly {promise}; delta is the smallest of the "
+            "runs'."
         )
-        items.append(
-            "The guarantee is for one row. A person with several rows has a weaker one, and no "
-            f"user-level guarantee is made: {why}."
-        )
-    items.append(
-        "A fact that stands in several rows (a conversion that labels several clicks, an advertiser, "
-        "a page) is not protected as a whole."
+    return (
+        f"The final model {_names(data)}, from one training run of at most {most:,} iterations of "
+        f"DP-SGD, is {promise}."
     )
-    if str(inputs.relation) == "zero_out":
-        items.append(
-            "Zero-out applies to the training rows, after test rows were split off where a run does "
-            "so. The split goes by a row's content (by its user's identifier where there is one): "
-            "a row emptied before the split could have come to the other side."
-        )
-    if inputs.entries("evaluation"):
-        items.append(
-            "Exact metrics are functions of the rows they were computed on, which have no guarantee "
-            "against whoever sees these metrics."
-        )
-    if inputs.entries("reference"):
-        items.append(
-            "The reference model and its metrics carry no guarantee: whoever sees them learns about "
-            "the training rows."
-        )
-    if inputs.human.tuning in (None, "not_accounted"):
-        items.append(
-            "Other runs and looks at these rows are outside the figure: it is one run's, with its "
-            "configuration taken as given."
-        )
-    if inputs.dataset_size_status != "private":
-        items.append("The number of units counts as public; it is not protected.")
-    return items + list(_ALWAYS)
 
 
-def _is_broken(check: Check) -> bool:
+def _unit(data: Mapping[str, Any]) -> str:
+    """One unit in words."""
+    unit = data["definition"]["unit_of_privacy"]
+    most = unit["contribution_bound"]["max_examples_per_user"]
+    if unit["kind"] == "user":
+        return f"one user (at most {most} rows of the training log)"
+    kept = "" if most is None else f", of the at most {most} that are kept of each user"
+    return f"one example (one row of the training log{kept})"
+
+
+def _for_users(data: Mapping[str, Any]) -> str:
+    """What follows for users where the unit is a row."""
+    why = no_guarantee_for_users(data)
+    if why is not None:
+        return f"No user-level guarantee exists: {why}."
+    stated = _stated(data, "G2")
+    value = stated["value"]
+    subject = "they are jointly" if len(data["ledgers"]) > 1 else "it is"
+    return (
+        f"For one user (at most {stated['group_size']} rows of the training log) {subject} "
+        f"({value['epsilon']:.2f}, {number(value['delta'])})-differentially private, by group privacy."
+    )
+
+
+def _stated(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A guarantee by its id."""
+    found: Mapping[str, Any] = next(g for g in data["guarantees"] if g["id"] == name)
+    return found
+
+
+def _names(data: Mapping[str, Any]) -> str:
+    """The models' names, each once."""
+    subjects = [data["subject"], *(run["subject"] for run in data["further_runs"])]
+    return listed(list(dict.fromkeys(f'"{subject["model_name"]}"' for subject in subjects)))
+
+
+def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """One access in a few words."""
+    stage, rows = access["stage"], access.get("rows")
+    if stage == "reference_training":
+        return "the reference model trained without noise on the same rows, and its metrics"
+    if stage == "evaluation":
+        return {
+            "test": "the test rows, which were read exactly for metrics",
+            "train": "exact metrics on training rows",
+        }.get(str(rows), "exact metrics on rows that may be training rows")
+    if access.get("check_id") == "tuning.declared":
+        if data["accounting"]["tuning"]["method"] == "not_accounted":
+            return "the other runs on these rows that chose the configuration"
+        others = " beyond these runs" if len(data["ledgers"]) > 1 else ""
+        return f"how the configuration was chosen{others} (not declared)"
+    if stage == "collection":
+        return "what was done to the log before it was read (not declared)"
+    text = str(access["description"]).rstrip(".")
+    if stage == "filtering_or_downsampling" and access["filled_by"] == "human":
+        return f"what was done to the log before: {text}"
+    return text
+
+
+def _is_broken(check: Mapping[str, Any]) -> bool:
     """Whether this check leaves no claim."""
-    return check.load_bearing and check.result is not Result.HOLDS
+    return bool(check["load_bearing"]) and check["result"] != Result.HOLDS
 
 
-def _reason(check: Check) -> str:
+def _reason(check: Mapping[str, Any]) -> str:
     """Why a check broke."""
-    return (check.note or f"not established: {check.assumption}").rstrip(".")
+    return str(check.get("note") or f"not established: {check['assumption']}").rstrip(".")
 
 
-def _condition(checks: Sequence[Check]) -> str:
+def _condition(data: Mapping[str, Any]) -> str:
     """What a conditional claim rests on."""
-    resting = [c for c in checks if c.load_bearing and c.basis in (Basis.ASSERTED, Basis.DECLARED)]
+    resting = [c for c in data["checks"] if c["load_bearing"] and c["basis"] in _PEOPLE]
     if not resting:
         return ""
-    people = sorted({c.asserted_by for c in resting if c.asserted_by is not None})
+    names: Sequence[str] = sorted({c["asserted_by"] for c in resting if "asserted_by" in c})
     who = (
-        f"asserted by {' and '.join(people)}"
-        if people
+        f"asserted by {listed(names)}"
+        if names
         else "declared by the configuration and signed by nobody"
     )
-    text = " ".join(c.assumption for c in resting)
-    return (
-        f", on {len(resting)} assumption{'s' if len(resting) > 1 else ''} {who}: {text.rstrip('.')}"
-    )
+    text = " ".join(str(c["assumption"]) for c in resting).rstrip(".")
+    plural = "s" if len(resting) > 1 else ""
+    return f", on {len(resting)} assumption{plural} {who}: {text}"
 
 
-def _tier_sentence(inputs: StatementInputs, tier: Mapping[str, Any] | None) -> str:
+def _tier(data: Mapping[str, Any]) -> str:
     """The tier with its delta, or why there is none."""
+    tier = data.get("tier")
     if tier is not None:
         return f"{TIER_WORDS[tier['label']]} at delta {number(tier['delta'])}."
-    if inputs.default_delta is None:
+    units = data["definition"]["adjacency"]["dataset_size"]
+    if units is None:
         return "No tier is named: no public number of units is known to judge delta by."
     return (
-        f"No tier is named: delta is above {number(inputs.default_delta)}, the default for so many "
+        f"No tier is named: delta is above {number(default_delta(units))}, the default for so many "
         "units."
     )

@@ -1,20 +1,22 @@
-"""Everything that a statement is made of, as plain data."""
+"""Everything that one run contributes to a statement, as plain data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpads.accounting import accountant, events
+from dpads.accounting import events
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import LedgerEntry
+from dpads.accounting.relation import Relation
+from dpads.accounting.schemes import SamplingScheme, scheme_of
+from dpads.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatementInputs:
-    """Everything that a statement is made of, as plain data.
+    """Everything that one run contributes to a statement, as plain data.
 
     Attributes:
         plan: `Plan.to_dict()`.
@@ -28,9 +30,15 @@ class StatementInputs:
         executed: Iterations that ran.
         replayed: Iterations that ran again after an interruption.
         versions: Versions by package, "dpads" and "dp-accounting" among them.
-        created_at: UTC, ISO 8601, ending in Z.
+        created_at: Of the statement, UTC, ISO 8601, ending in Z.
+        train_fingerprint: Keyed digest of the training rows. It is compared between the runs of a
+            joint statement and printed nowhere.
+        backend: What ran the mechanism, such as "torch".
+        run: What the run is called, where it stands among others.
         noise_seed_used: Whether noise_seed was set; it voids the claim.
         reference_trained: Whether a model was trained without noise on the same rows.
+        audits: Empirical lower bounds on this run's privacy loss, each as the schema's `audit` has
+            it but for `contradicts_claim`, which is computed.
         human: The [statement] table.
     """
 
@@ -46,8 +54,12 @@ class StatementInputs:
     replayed: int
     versions: Mapping[str, str]
     created_at: str
+    train_fingerprint: str
+    backend: str = "torch"
+    run: str | None = None
     noise_seed_used: bool = False
     reference_trained: bool = False
+    audits: tuple[Mapping[str, Any], ...] = ()
     human: HumanFacts = field(default_factory=HumanFacts)
 
     @property
@@ -83,14 +95,20 @@ class StatementInputs:
         return None if cap is None else int(cap)
 
     @property
+    def user_column(self) -> str | None:
+        """The column that tells users apart, where the schema names one."""
+        column = self.schema.get("user")
+        return None if column is None else str(column)
+
+    @property
     def delta(self) -> float:
         """The delta of the guarantee."""
         return float(self.plan["delta"])
 
     @property
-    def relation(self) -> accountant.Relation:
+    def relation(self) -> Relation:
         """The neighbouring relation."""
-        return accountant.Relation(self.plan["relation"])
+        return Relation(self.plan["relation"])
 
     @property
     def dataset_size(self) -> int | None:
@@ -104,35 +122,30 @@ class StatementInputs:
         return str(self.plan["dataset_size_status"])
 
     @property
-    def default_delta(self) -> float | None:
-        """The largest delta at which a tier is named."""
-        return None if self.dataset_size is None else accountant.default_delta(self.dataset_size)
+    def sampler(self) -> str:
+        """How units come into batches: the kind of the scheme."""
+        return str(self.mechanism["sampler"])
 
     @property
-    def planned_event(self) -> events.EventTree:
-        """The event of the plan's numbers."""
-        mechanism = self.mechanism
-        return events.dp_sgd(
-            self.noise_multiplier, float(mechanism["sampling_prob"]), self.planned_iterations
-        )
+    def scheme(self) -> SamplingScheme | None:
+        """The sampling scheme of the plan's numbers; None where it refuses them."""
+        try:
+            return scheme_of(self.mechanism)
+        except ConfigError:
+            return None
+
+    @property
+    def planned_event(self) -> events.EventTree | None:
+        """The event of the plan's numbers; None where no scheme has them."""
+        scheme = self.scheme
+        if scheme is None:
+            return None
+        return scheme.event(self.noise_multiplier, self.planned_iterations)
 
     @property
     def covered_event(self) -> events.EventTree:
         """The events of the ledger's training entries."""
         return events.composed([e.dp_event for e in self.entries("training") if e.dp_event])
-
-    @property
-    def joint_event(self) -> events.EventTree:
-        """The events of everything that is covered: what is accounted."""
-        return events.composed([e.dp_event for e in self.ledger if e.dp_event])
-
-    @property
-    def loss(self) -> accountant.PrivacyLoss | None:
-        """What everything that is covered costs; None where nothing bounds it."""
-        if self.joint_event == events.NO_OP:
-            return None
-        loss = accountant.epsilon_of(self.joint_event, self.delta, self.relation)
-        return loss if math.isfinite(loss.epsilon) else None
 
     def entries(self, kind: str) -> list[LedgerEntry]:
         """The ledger's entries of one kind."""

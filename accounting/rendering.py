@@ -9,8 +9,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from dpads.accounting.checks import Basis, Result
-from dpads.accounting.headline import RELATION_WORDS, TIER_WORDS, number
 from dpads.accounting.ledger import TREATMENTS
+from dpads.accounting.wording import RELATION_WORDS, TIER_WORDS, number
 
 if TYPE_CHECKING:
     from jinja2 import Environment

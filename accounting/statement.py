@@ -8,18 +8,27 @@ the JSON Schema beside this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from dpads.accounting.canonical import digest
 from dpads.accounting.checks import ClaimLevel
 from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.joint import JointRuns
+from dpads.accounting.public import public_copy
+from dpads.accounting.sealing import first_altered
 from dpads.accounting.sections import Sections
 from dpads.errors import VerificationError
 
-__all__ = ["GuaranteeStatement", "StatementInputs", "check_schema", "load_schema", "make_statement"]
+__all__ = [
+    "GuaranteeStatement",
+    "StatementInputs",
+    "check_schema",
+    "joint_statement",
+    "load_schema",
+    "make_statement",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,15 @@ class GuaranteeStatement:
                 return float(guarantee["value"]["epsilon"])
         return None
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The digest of each run's ledger as it was when the statement was made."""
+        return tuple(str(ledger["head"]) for ledger in self.data["ledgers"])
+
+    def public(self) -> GuaranteeStatement:
+        """The copy that may leave: without evidence that was read off private rows."""
+        return _checked(public_copy(self.data))
+
     def to_json(self) -> str:
         """Readable JSON, in the schema's order."""
         return json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -79,25 +97,55 @@ class GuaranteeStatement:
                 "Expected a statement in JSON, got something else. Use the statement.json of a run."
             ) from None
         check_schema(data)
-        if data["digest"] != digest({k: v for k, v in data.items() if k != "digest"}):
+        altered = first_altered(data)
+        if altered is not None:
             raise VerificationError(
-                "digest: it is not that of the statement's other items. One of them was altered."
+                f"{altered}: it is not what the statement's digests were made of. It was altered."
             )
         return cls(data)
 
 
-def make_statement(inputs: StatementInputs) -> GuaranteeStatement:
+def make_statement(
+    inputs: StatementInputs, *, on_progress: Callable[[int, int], None] | None = None
+) -> GuaranteeStatement:
     """The statement of one run.
 
     Args:
         inputs: The run as plain data.
+        on_progress: Called with how much of a guarantee for users is computed, and of how much: it
+            takes tens of seconds where users have several rows each, once per event.
 
     Returns:
         A statement whose data satisfies the shipped schema.
     """
-    data = json.loads(json.dumps(Sections(inputs).to_dict(), allow_nan=False))
-    check_schema(data)
-    return GuaranteeStatement(data)
+    return joint_statement([inputs], on_progress=on_progress)
+
+
+def joint_statement(
+    runs: Sequence[StatementInputs], *, on_progress: Callable[[int, int], None] | None = None
+) -> GuaranteeStatement:
+    """The statement of several runs on the same rows, all of which may be looked at.
+
+    Args:
+        runs: The runs as plain data; the first one is in `subject` and `mechanism`.
+        on_progress: As for `make_statement`.
+
+    Returns:
+        A statement whose figures compose everything that is covered on all ledgers, at the smallest
+        delta of the runs.
+
+    Raises:
+        ConfigError: No runs, one of them twice, or runs that differ in unit, relation, cap, public
+            number of units or training rows; the message names the item.
+    """
+    return _checked(Sections(JointRuns(tuple(runs)), on_progress).to_dict())
+
+
+def _checked(data: dict[str, Any]) -> GuaranteeStatement:
+    """A statement of data that the schema accepts, as a reader of its JSON will see them."""
+    plain = json.loads(json.dumps(data, allow_nan=False))
+    check_schema(plain)
+    return GuaranteeStatement(plain)
 
 
 def check_schema(data: object) -> None:

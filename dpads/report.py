@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
-from dpads.accounting.statement import GuaranteeStatement, StatementInputs, make_statement
+from dpads.accounting.statement import (
+    GuaranteeStatement,
+    StatementInputs,
+    joint_statement,
+    make_statement,
+)
 from dpads.plan import Plan
-from dpads.record import RunRecord
+from dpads.record import RunRecord, now
+
+if TYPE_CHECKING:
+    from dpads.run import Run
 
 
 def build_statement(
-    plan: Plan, record: RunRecord, ledger: Ledger, *, created_at: str
+    plan: Plan,
+    record: RunRecord,
+    ledger: Ledger,
+    *,
+    created_at: str,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> GuaranteeStatement:
     """The statement of one run, from its plan, its record and its ledger.
 
@@ -19,23 +35,60 @@ def build_statement(
         record: how the run came about.
         ledger: every access to private rows so far.
         created_at: of the statement, UTC, ISO 8601.
+        on_progress: called with how much of a guarantee for users is computed, and of how much.
     """
-    return make_statement(
-        StatementInputs(
-            plan=plan.to_dict(),
-            ledger=ledger.entries,
-            ledger_head=ledger.head,
-            artifacts=record.artifacts,
-            task=str(record.schema["task"]),
-            model=str(record.model["name"]),
-            schema=record.schema,
-            table_noise=str(record.settings["table_noise"]),
-            executed=record.executed,
-            replayed=record.replayed,
-            versions=record.versions,
-            created_at=created_at,
-            noise_seed_used=record.settings["noise_seed"] is not None,
-            reference_trained=record.reference,
-            human=HumanFacts.from_mapping(record.statement),
+    inputs = _inputs(plan, record, ledger, created_at, None)
+    return make_statement(inputs, on_progress=on_progress)
+
+
+def build_joint_statement(
+    runs: Sequence[Run], *, on_progress: Callable[[int, int], None] | None = None
+) -> GuaranteeStatement:
+    """What several runs on the same rows reveal together.
+
+    Args:
+        runs: the runs, each once.
+        on_progress: called with how much of a guarantee for users is computed, and of how much.
+
+    Raises:
+        ConfigError: no runs, one of them twice, or runs that differ in unit, relation, cap, public
+            number of units or training rows; the message names the item.
+    """
+    created_at = now()
+    inputs = [
+        _inputs(
+            run.plan,
+            run.record,
+            run.ledger,
+            created_at,
+            None if run.path is None else run.path.name,
         )
+        for run in runs
+    ]
+    return joint_statement(inputs, on_progress=on_progress)
+
+
+def _inputs(
+    plan: Plan, record: RunRecord, ledger: Ledger, created_at: str, name: str | None
+) -> StatementInputs:
+    """One run as statements see it."""
+    return StatementInputs(
+        plan=plan.to_dict(),
+        ledger=ledger.entries,
+        ledger_head=ledger.head,
+        artifacts=record.artifacts,
+        task=str(record.schema["task"]),
+        model=str(record.model["name"]),
+        schema=record.schema,
+        table_noise=str(record.settings["table_noise"]),
+        executed=record.executed,
+        replayed=record.replayed,
+        versions=record.versions,
+        created_at=created_at,
+        train_fingerprint=record.train_fingerprint,
+        backend=str(record.settings["backend"]),
+        run=name,
+        noise_seed_used=record.settings["noise_seed"] is not None,
+        reference_trained=record.reference,
+        human=HumanFacts.from_mapping(record.statement),
     )

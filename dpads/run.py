@@ -120,7 +120,7 @@ class Run:
         from dpads.report import build_statement
 
         kept = self._statement
-        if kept is None or kept.data["ledger"]["head"] != self.ledger.head:
+        if kept is None or kept.heads != (self.ledger.head,):
             kept = build_statement(self.plan, self.record, self.ledger, created_at=files.now())
             self._statement = kept
         return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dpads.accounting.facts import HumanFacts
@@ -23,6 +24,12 @@ EVERYTHING = {
     "unit_definition": "one impression",
     "upstream": "Negatives were sampled down before the log came here.",
     "tuning": "public_data",
+    "refresh": "Trained again every day on the last seven days.",
+    "justification": "Agreed with the privacy board on 2026-11-01.",
+    "region": "EU",
+    "access_control": "Two people hold the keys; every access is logged.",
+    "data_collection": "By consent, for measurement; kept for 90 days.",
+    "period": "2026-11-01 to 2026-11-07",
     "released_to": "the serving fleet",
     "repository": "https://example.com/ads",
     "commit": "0123abc",
@@ -82,12 +89,14 @@ def run_inputs(
         "replayed": 0,
         "versions": {"dpads": "0.1.0", "dp-accounting": "0.6.0"},
         "created_at": "2026-11-21T04:00:00Z",
+        "train_fingerprint": "ef" * 32,
         "reference_trained": reference,
         "human": HumanFacts.from_mapping(human or {}),
     }
     return StatementInputs(**{**fields, **changes})
 
 
+USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
 RUNS: dict[str, dict[str, Any]] = {
     "public size": {},
     "store's count": {"privacy": STORE_COUNT},
@@ -102,12 +111,27 @@ RUNS: dict[str, dict[str, Any]] = {
     "reference": {"reference": True},
     "train metrics": {"evaluated_on": ("test", "train")},
     "no metrics": {"evaluated_on": ()},
-    "user unit": {"privacy": {**PUBLIC, "unit": "user", "max_examples_per_unit": 4}},
+    "user unit": {"privacy": {**PUBLIC, "unit": "user", "max_examples_per_unit": 4}, **USERS},
+    "users uncapped": USERS,
+    "capped": {"privacy": {**PUBLIC, "max_examples_per_unit": 2}, **USERS},
+    "user without column": {"privacy": {**PUBLIC, "unit": "user", "max_examples_per_unit": 4}},
+    "truncated": {"privacy": {**PUBLIC, "sampler": "truncated_poisson"}},
+    "fixed order": {"privacy": {**PUBLIC, "sampler": "fixed_order"}},
+    "fixed order, capped": {
+        "privacy": {**PUBLIC, "sampler": "fixed_order", "max_examples_per_unit": 2},
+        **USERS,
+    },
     "weighted": {"schema": {"user": "uid", "weight": "w"}},
     "tuned": {"human": {"tuning": "not_accounted", "asserted_by": "Ada"}},
     "counts": {"task": "count", "table_noise": "dense"},
 }
-NO_CLAIM = ("no noise", "fixed seed", "user unit")
+NO_CLAIM = ("no noise", "fixed seed", "user without column")
+
+
+def another(inputs: StatementInputs, number: int = 1) -> StatementInputs:
+    """Another run on the same rows: noise gave it another model."""
+    digest = f"{number:064x}"
+    return replace(inputs, artifacts={"model.safetensors": digest, "model.json": "cd" * 32})
 
 
 def statement_of(name: str) -> GuaranteeStatement:

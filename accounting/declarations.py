@@ -1,0 +1,162 @@
+"""What one run's configuration, its ledger and its people say of private rows, as checks."""
+
+from __future__ import annotations
+
+from dpads.accounting.checks import Basis, Check, Result
+from dpads.accounting.evidence import Evidence
+from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.relation import Relation
+
+
+def declaration_checks(inputs: StatementInputs) -> list[Check]:
+    """The assumptions about public numbers and about looks at private rows without noise."""
+    return [*_public_numbers(inputs), *_fitted(inputs), *_ledger(inputs), *_kept_inside(inputs)]
+
+
+def person(inputs: StatementInputs) -> Basis:
+    """An assertion with a name, or the configuration's word alone."""
+    return Basis.DECLARED if inputs.human.asserted_by is None else Basis.ASSERTED
+
+
+def _public_numbers(inputs: StatementInputs) -> list[Check]:
+    """Nothing secret is in the numbers that everybody sees."""
+    problem = _secret_number(inputs)
+    checks = [
+        Check(
+            id="adjacency.public_numbers",
+            assumption="sampling_prob, iterations, divisor, noise multiplier and delta are functions "
+            "of the configuration and of a number of units that neighbours share.",
+            basis=Basis.ENFORCED,
+            result=Result.HOLDS if problem is None else Result.VIOLATED,
+            note=problem,
+        )
+    ]
+    if inputs.dataset_size_status == "asserted_public":
+        checks.append(
+            _by_people(
+                inputs,
+                "adjacency.n_public",
+                "The number of units in the training rows may be treated as public.",
+                "privacy.dataset_size was not configured, so the store's own count was used.",
+            )
+        )
+    return checks
+
+
+def _secret_number(inputs: StatementInputs) -> str | None:
+    """Why a number of the plan tells neighbours apart; None where none does."""
+    status, size = inputs.dataset_size_status, inputs.dataset_size
+    if status == "asserted_public" and inputs.relation is not Relation.ZERO_OUT:
+        return "The store's own count entered the plan, and neighbours have another count."
+    if status == "public" and inputs.plan["privacy"].get("dataset_size") != size:
+        return "The number of units that is called public is not the configured one."
+    if status == "private" and size is not None:
+        return "A number of units entered the plan that nobody calls public."
+    return None
+
+
+def _fitted(inputs: StatementInputs) -> list[Check]:
+    """Nothing was fitted to the rows but by training."""
+    selected, counted = _exact(inputs, "selection"), _exact(inputs, "dp_count")
+    checks = [
+        Check(
+            id="features.nothing_fitted",
+            assumption="No vocabulary, normaliser, bin or width was fitted to the data by this "
+            "library, but by noisy selections in the event: ids are hashed, numbers transformed with "
+            "constants of the configuration.",
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if selected else Result.HOLDS,
+            note="The ledger holds a selection on training rows without noise."
+            if selected
+            else "Whether a look at these rows chose those constants (columns, clip constants, "
+            "numbers of buckets) code cannot know: a person must vouch for it, see tuning.declared.",
+        ),
+        Check(
+            id="initialisation.data_independent",
+            assumption="Initial parameters, biases included, do not come from the data, but by noisy "
+            "counts in the event.",
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if counted else Result.HOLDS,
+            note="The ledger holds a count of training rows without noise." if counted else None,
+        ),
+    ]
+    if inputs.entries("recalibration"):
+        exact = _exact(inputs, "recalibration")
+        checks.append(
+            Check(
+                id="calibration.accounted",
+                assumption="The calibration layer that was fitted on training rows added noise, and is "
+                "in the event.",
+                basis=Basis.VERIFIED,
+                result=Result.VIOLATED if exact else Result.HOLDS,
+                note="It was fitted on training rows without noise." if exact else None,
+                evidence=[_log(inputs)],
+            )
+        )
+    return checks
+
+
+def _exact(inputs: StatementInputs, kind: str) -> bool:
+    """Whether the ledger holds an access of this kind to training rows that is not covered."""
+    return any(
+        entry.treatment == "not_covered" and entry.rows in ("train", "train_and_test")
+        for entry in inputs.entries(kind)
+    )
+
+
+def _ledger(inputs: StatementInputs) -> list[Check]:
+    """The ledger says what the run's record says."""
+    silent = inputs.reference_trained and not inputs.entries("reference")
+    return [
+        Check(
+            id="ledger.complete",
+            assumption="Every access to private rows that this library made is on the ledger, which "
+            "was written before the access.",
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if silent else Result.HOLDS,
+            note="A reference was trained, and the ledger does not say so." if silent else None,
+            evidence=[_log(inputs)],
+        )
+    ]
+
+
+def _kept_inside(inputs: StatementInputs) -> list[Check]:
+    """What looked at training rows without noise stays inside."""
+    checks = []
+    if inputs.entries("reference"):
+        checks.append(
+            _by_people(
+                inputs,
+                "reference.kept_inside",
+                "The reference model that was trained without noise on the same rows, and its "
+                "metrics, are not released and chose nothing that is.",
+                "training.reference was true.",
+            )
+        )
+    if any(entry.rows != "test" for entry in inputs.entries("evaluation")):
+        checks.append(
+            _by_people(
+                inputs,
+                "evaluation.kept_inside",
+                "Exact metrics on training rows are not released and chose nothing that is.",
+                "The model was evaluated on rows that are, or may be, those it was trained on.",
+            )
+        )
+    return checks
+
+
+def _log(inputs: StatementInputs) -> Evidence:
+    """The ledger, by its head."""
+    return Evidence("log", f"ledger of {len(inputs.ledger)} entries", inputs.ledger_head)
+
+
+def _by_people(inputs: StatementInputs, name: str, assumption: str, configuration: str) -> Check:
+    """A load-bearing check that only people can answer for."""
+    return Check(
+        id=name,
+        assumption=assumption,
+        basis=person(inputs),
+        asserted_by=inputs.human.asserted_by,
+        note=configuration,
+        evidence=[Evidence("config_hash", configuration)],
+    )

@@ -1,0 +1,197 @@
+"""Why a check should be believed: code, tests, digests and logs that a reader can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing to look at.
+
+    Attributes:
+        kind: "code_path", "unit_test", "config_hash", "log" or another kind of the schema.
+        ref: Where it is, or what it says.
+        sha256: The digest of what it is about, where it has one.
+        touches_private_data: Whether it was read off private rows outside the accounted mechanism;
+            public copies leave it out.
+    """
+
+    kind: str
+    ref: str
+    sha256: str | None = None
+    touches_private_data: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evidence as the schema has it."""
+        sealed = {} if self.sha256 is None else {"sha256": self.sha256}
+        private = {"touches_private_data": self.touches_private_data}
+        return {"kind": self.kind, "ref": self.ref, **sealed, **private}
+
+
+_CODE, _TEST = "code_path", "unit_test"
+
+EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
+    "sampling.matches_accounting": (
+        (_CODE, "accounting/schemes.py::scheme_of"),
+        (_CODE, "dpads/sampling.py::PoissonSampler"),
+        (_CODE, "dpads/plan.py::Plan"),
+        (
+            _TEST,
+            "tests/test_random.py::test_every_unit_joins_with_the_sampling_probability_independently",
+        ),
+    ),
+    "sampling.suits_relation": (
+        (_CODE, "accounting/mechanism.py::DpSgdConfig"),
+        (_CODE, "accounting/accountant.py::check_relation"),
+        (
+            _TEST,
+            "tests/test_samplers.py::test_sampler_relation_and_event_that_disagree_cannot_be_made",
+        ),
+    ),
+    "sampling.any_batch_size": (
+        (_CODE, "dpads/training.py::Trainer"),
+        (_TEST, "tests/test_clipping.py::test_an_empty_batch_gives_zeros"),
+        (_TEST, "tests/test_training.py::test_batches_that_nobody_joined_add_noise_and_count"),
+    ),
+    "sampling.truncation_in_event": (
+        (_CODE, "accounting/schemes.py::TruncatedPoissonScheme"),
+        (
+            _TEST,
+            "tests/test_samplers.py::test_truncated_batches_are_cut_at_random_and_never_exceed_the_cap",
+        ),
+    ),
+    "sampling.no_amplification": (
+        (_CODE, "accounting/schemes.py::FixedOrderScheme"),
+        (_TEST, "tests/test_samplers.py::test_a_pass_in_fixed_order_takes_every_unit_once"),
+    ),
+    "unit.cap_enforced": (
+        (_CODE, "dpads/plan.py::Plan"),
+        (_TEST, "tests/test_users.py::test_no_user_has_more_rows_in_training_than_the_cap"),
+    ),
+    "clipping.joint_norm": (
+        (_CODE, "dpads/clipping.py::clip_batch"),
+        (_CODE, "kernels/clip.py::clip_factors"),
+        (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
+        (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
+    ),
+    "clipping.rounding": (
+        (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),
+        (_CODE, "kernels/clip.py::add_clipped_layer"),
+        (_CODE, "dpads/sampling.py::Grouping"),
+        (
+            _TEST,
+            "tests/test_clipping.py::test_the_bound_on_a_groups_rounding_stays_below_the_slack",
+        ),
+        (_TEST, "tests/test_row_places.py::test_a_row_does_not_depend_on_its_place"),
+        (_TEST, "tests/test_clipping.py::test_rows_that_nearly_cancel_stay_within_the_sensitivity"),
+        (
+            _TEST,
+            "tests/test_clipping.py::test_neighbouring_batches_of_aligned_gradients_differ_by_at_most_the_sensitivity",
+        ),
+        (_TEST, "tests/accounting/test_events.py::test_dp_sgd_event_has_the_sensitivity_slack"),
+    ),
+    "clipping.non_finite": (
+        (_CODE, "dpads/clipping.py::clip_batch"),
+        (
+            _TEST,
+            "tests/test_clipping.py::test_a_unit_that_is_not_finite_leaves_the_others_unchanged_to_the_bit",
+        ),
+    ),
+    "model.no_cross_example_ops": (
+        (_CODE, "models/base.py::Tower"),
+        (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
+    ),
+    "normaliser.public_constant": (
+        (_CODE, "accounting/mechanism.py::DpSgdConfig"),
+        (_CODE, "dpads/noise.py::NoiseMechanism"),
+        (
+            _TEST,
+            "tests/test_training.py::test_one_noiseless_iteration_is_the_clipped_sum_over_the_divisor",
+        ),
+    ),
+    "noise.every_coordinate": (
+        (_CODE, "dpads/noise.py::NoiseMechanism"),
+        (_CODE, "dpads/tables.py::TableMechanism"),
+        (_TEST, "tests/test_training.py::test_noise_on_the_tower_has_the_accounted_scale"),
+        (_TEST, "tests/test_tables.py::test_every_row_has_the_law_of_dense_noise"),
+    ),
+    "noise.never_reused": (
+        (_CODE, "dpads/noise.py::RunKeys"),
+        (_TEST, "tests/test_tables.py::test_no_address_serves_two_draws_whatever_is_read_when"),
+        (_TEST, "tests/test_training.py::test_runs_without_a_noise_seed_never_share_noise"),
+    ),
+    "noise.generator": (
+        (_CODE, "kernels/chacha.py::keystream"),
+        (_CODE, "kernels/keys.py::fresh_master_key"),
+        (_TEST, "tests/test_random.py::test_rfc8439_block_function_section_2_3_2"),
+    ),
+    "noise.floating_point": (
+        (_CODE, "kernels/gaussian.py::noisy_mean"),
+        (_CODE, "dpads/noise.py::to_public_grid"),
+        (_TEST, "tests/test_training.py::test_what_leaves_stands_on_a_public_grid"),
+    ),
+    "iterations.all_counted": (
+        (_CODE, "accounting/ledger.py::Ledger"),
+        (_CODE, "dpads/training.py::Trainer"),
+        (_CODE, "dpads/training_identity.py::run_identity"),
+        (_CODE, "dpads/checkpoint.py::CheckpointFolder"),
+        (_TEST, "tests/test_training.py::test_resuming_with_other_settings_is_refused_by_name"),
+        (
+            _TEST,
+            "tests/test_training.py::test_a_resumed_run_ends_with_the_same_parameters_to_the_bit",
+        ),
+    ),
+    "iterations.fixed_in_advance": (
+        (_CODE, "dpads/plan.py::Plan"),
+        (_TEST, "tests/test_training.py::test_the_ledger_is_written_before_the_first_coin"),
+    ),
+    "adjacency.public_numbers": (
+        (_CODE, "dpads/plan.py::resolve"),
+        (_TEST, "tests/test_plan.py::test_plan_is_equal_byte_for_byte_on_neighbouring_stores"),
+    ),
+    "features.nothing_fitted": (
+        (_CODE, "dpads/encoding.py::encode"),
+        (_CODE, "dpads/hashing.py::table_rows"),
+        (_TEST, "tests/test_hashing.py::test_rows_equal_the_committed_vectors"),
+        (_TEST, "tests/test_encoding.py::test_a_pure_function_of_each_row"),
+    ),
+    "initialisation.data_independent": (
+        (_CODE, "models/base.py::init_tables"),
+        (_CODE, "models/base.py::Description"),
+    ),
+    "weights.before_clipping": (
+        (_CODE, "dpads/clipping.py::clip_batch"),
+        (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
+    ),
+    "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"),),
+    "ledger.complete": (
+        (_CODE, "accounting/ledger.py::Ledger"),
+        (_TEST, "tests/test_training.py::test_the_ledger_is_written_before_the_first_coin"),
+    ),
+    "joint.same_rows": (
+        (_CODE, "accounting/joint.py::JointRuns"),
+        (
+            _TEST,
+            "tests/accounting/test_statement_joint.py::test_runs_that_do_not_compose_are_refused_by_name",
+        ),
+    ),
+    "audit.no_contradiction": ((_CODE, "accounting/figures.py::contradicts"),),
+    "accountant.upper_bound": (
+        (_CODE, "accounting/accountant.py::epsilon_of"),
+        (_CODE, "accounting/precision.py::composition_error"),
+        (_TEST, "tests/accounting/test_accountant.py::test_closed_form_of_the_plain_gaussian"),
+        (
+            _TEST,
+            "tests/accounting/test_accountant.py::test_no_number_is_too_small_where_float64_fails",
+        ),
+    ),
+}
+"""Code and tests behind each check: the one place to edit when either moves."""
+
+
+def evidence_of(name: str) -> list[Evidence]:
+    """The code and the tests behind a check."""
+    return [Evidence(kind, ref) for kind, ref in EVIDENCE.get(name, ())]
