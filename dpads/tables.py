@@ -27,6 +27,7 @@ from dpads.schedules import learning_rates
 TableNoise = Literal["lazy", "dense"]
 FLUSH_ROWS = 1 << 20
 ROWS_AT_A_TIME = 2048
+_NO_HISTORY = np.empty(0, np.int32)
 
 
 class TableUpdate:
@@ -213,7 +214,8 @@ class LazyTables(TableMechanism):
         """Moves the touched rows; the noise of the others follows when they are next read."""
         if clipped.rows is not self._up_to_date:
             self.bring_up_to_date(clipped.rows)
-        return self._moves(clipped, self._history)
+        kept = _NO_HISTORY if self._update.leaves_rows_alone else self._history
+        return self._moves(clipped, kept)
 
     def advance(self) -> None:
         """Moves to the next iteration: rows are behind again."""
@@ -243,7 +245,7 @@ class DenseTables(TableMechanism):
         move = self._move()
         if move.stddev > 0.0 or move.decay != 1.0:
             move_others(self._array, clipped.rows, move)
-        return self._moves(clipped, np.empty(0, np.int32))
+        return self._moves(clipped, _NO_HISTORY)
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:
         """Sets the iteration; the history follows from it."""

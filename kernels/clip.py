@@ -319,6 +319,32 @@ def add_clipped_layer(
                     total[i] += np.float64(flat[i])
 
 
+@njit(inline="always")
+def _add_places(
+    grads: NDArray[np.float32],
+    places: SortedPlaces,
+    factors: NDArray[np.float32],
+    start: int,
+    end: int,
+    total: NDArray[np.float64],
+) -> None:
+    """total[dim] += the clipped gradients of places start:end, in their order."""
+    dim, width = len(total), grads.shape[1]
+    for n in range(start, end):
+        if n + PLACES_AHEAD < len(places.examples):
+            far = np.int64(places.examples[n + PLACES_AHEAD]) * width
+            far = grads.ctypes.data + (far + places.columns[n + PLACES_AHEAD]) * grads.itemsize
+            prefetch(far)
+            prefetch(far + (dim - 1) * grads.itemsize)
+        i = places.examples[n]
+        if factors[i] == 0.0:
+            continue
+        part = grads[i, places.columns[n] : places.columns[n] + dim]
+        factor = np.float64(factors[i]) * np.float64(places.coefs[n])
+        for j in range(dim):
+            total[j] += factor * np.float64(part[j])
+
+
 @njit(cache=True, nogil=True)
 def merged_sum(
     grads: NDArray[np.float32],
@@ -338,29 +364,18 @@ def merged_sum(
         first: the run that `out[0]` belongs to.
         out: float64[k, dim], written: runs first:first + k.
     """
-    dim, width = out.shape[1], grads.shape[1]
-    stop = runs.starts[first + len(out)]
-    block = np.empty(dim)
     for r in range(len(out)):
         start, end = runs.starts[first + r], runs.starts[first + r + 1]
-        out[r] = 0.0
+        total = out[r]
+        for j in range(len(total)):
+            total[j] = 0.0
+        if end - start <= SUMMED_AT_A_TIME:
+            _add_places(grads, places, factors, start, end, total)
+            continue
+        block = np.empty(len(total))
         for begin in range(start, end, SUMMED_AT_A_TIME):
             block[:] = 0.0
-            for n in range(begin, min(begin + SUMMED_AT_A_TIME, end)):
-                if n + PLACES_AHEAD < stop:
-                    far = np.int64(places.examples[n + PLACES_AHEAD]) * width
-                    far = (
-                        grads.ctypes.data
-                        + (far + places.columns[n + PLACES_AHEAD]) * grads.itemsize
-                    )
-                    prefetch(far)
-                    prefetch(far + (dim - 1) * grads.itemsize)
-                i = places.examples[n]
-                if factors[i] == 0.0:
-                    continue
-                part = grads[i, places.columns[n] : places.columns[n] + dim]
-                factor = np.float64(factors[i]) * np.float64(places.coefs[n])
-                for j in range(dim):
-                    block[j] += factor * np.float64(part[j])
-            for j in range(dim):
-                out[r, j] += block[j]
+            stop = min(begin + SUMMED_AT_A_TIME, end)
+            _add_places(grads, places, factors, begin, stop, block)
+            for j in range(len(total)):
+                total[j] += block[j]
