@@ -36,11 +36,11 @@ _CODE, _TEST = "code_path", "unit_test"
 EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "sampling.matches_accounting": (
         (_CODE, "accounting/schemes.py::scheme_of"),
-        (_CODE, "dpads/sampling.py::PoissonSampler"),
+        (_CODE, "dpads/sampling.py::sampler_of"),
         (_CODE, "dpads/plan.py::Plan"),
         (
             _TEST,
-            "tests/test_random.py::test_every_unit_joins_with_the_sampling_probability_independently",
+            "tests/test_samplers.py::test_sampler_relation_and_event_that_disagree_cannot_be_made",
         ),
     ),
     "sampling.suits_relation": (
@@ -52,19 +52,27 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
     ),
     "sampling.any_batch_size": (
+        (_CODE, "dpads/sampling.py::PoissonSampler"),
         (_CODE, "dpads/training.py::Trainer"),
+        (
+            _TEST,
+            "tests/test_random.py::test_every_unit_joins_with_the_sampling_probability_independently",
+        ),
         (_TEST, "tests/test_clipping.py::test_an_empty_batch_gives_zeros"),
         (_TEST, "tests/test_training.py::test_batches_that_nobody_joined_add_noise_and_count"),
     ),
     "sampling.truncation_in_event": (
         (_CODE, "accounting/schemes.py::TruncatedPoissonScheme"),
+        (_CODE, "dpads/sampling.py::TruncatedPoissonSampler"),
         (
             _TEST,
             "tests/test_samplers.py::test_truncated_batches_are_cut_at_random_and_never_exceed_the_cap",
         ),
+        (_TEST, "tests/test_training.py::test_batches_that_nobody_joined_add_noise_and_count"),
     ),
     "sampling.no_amplification": (
         (_CODE, "accounting/schemes.py::FixedOrderScheme"),
+        (_CODE, "dpads/sampling.py::FixedOrderSampler"),
         (_TEST, "tests/test_samplers.py::test_a_pass_in_fixed_order_takes_every_unit_once"),
     ),
     "unit.cap_enforced": (

@@ -12,7 +12,7 @@ from dpads.accounting.declarations import declaration_checks, person
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.figures import contradicts, truncation_cost
 from dpads.accounting.joint import JointRuns
-from dpads.accounting.wording import number
+from dpads.accounting.wording import listed, number
 
 # From what leaves a claim standing to what takes it away.
 _RESULTS = (Result.NOT_APPLICABLE, Result.HOLDS, Result.UNKNOWN, Result.VIOLATED)
@@ -76,11 +76,12 @@ def _each(
     text_of: Callable[[Check], str | None],
 ) -> str | None:
     """A text that all runs share, or each run's own after its name."""
-    texts = [(place, text_of(check)) for place, check in found]
-    shared = {text for _, text in texts}
-    if len(shared) == 1 and len(found) == len(runs.runs):
-        return texts[0][1]
-    said = [f"In {runs.name(place)}: {text}" for place, text in texts if text is not None]
+    places: dict[str | None, list[str]] = {}
+    for place, check in found:
+        places.setdefault(text_of(check), []).append(runs.name(place))
+    if len(places) == 1 and len(found) == len(runs.runs):
+        return next(iter(places))
+    said = [f"In {listed(names)}: {text}" for text, names in places.items() if text is not None]
     return " ".join(said) or None
 
 

@@ -44,7 +44,7 @@ def nist_view_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             "middle",
             "Bias",
             None,
-            "Clipping and noise cost rare groups more; the statement does not say how much.",
+            "Clipping and noise can cost rare groups more; the statement does not say how much.",
         ),
         _block(
             "bottom",

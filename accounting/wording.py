@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 RELATION_WORDS: Mapping[str, str] = {
     "add_or_remove_one": "adding or removing one",
@@ -16,10 +17,33 @@ TIER_WORDS: Mapping[str, str] = {
     "tier3_eps_gt_10": "Tier 3 (weak)",
 }
 
+CLAIM_WORDS: Mapping[str, str] = {
+    "formal": "Formal: every assumption that bears the guarantee is enforced by code or was verified.",
+    "conditional": "Conditional: the guarantee holds if what people say holds; what code cannot check "
+    "is named above.",
+    "none": "None: an assumption that would bear the guarantee does not hold, or nobody knows whether "
+    "it does.",
+}
+
+NOTION_WORDS: Mapping[str, str] = {
+    "approx_dp": "(epsilon, delta)",
+    "pure_dp": "pure epsilon",
+    "privacy_profile": "privacy profile",
+    "rdp_curve": "Renyi curve",
+    "zcdp": "zero-concentrated",
+    "gdp": "Gaussian",
+}
+
 
 def number(value: float) -> str:
-    """A delta or another small number as people write it: 1e-6, not 1e-06."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A number as people write it, and no other: 1e-6, not 1e-06.
+
+    Examples:
+        >>> number(1e-06), number(0.25), number(123.4567)
+        ('1e-6', '0.25', '123.4567')
+    """
+    short = f"{value:g}"
+    return (short if float(short) == value else repr(value)).replace("e-0", "e-")
 
 
 def listed(words: Sequence[str]) -> str:
@@ -30,3 +54,65 @@ def listed(words: Sequence[str]) -> str:
         ('a', 'a, b and c')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def neighbour_words(definition: Mapping[str, Any]) -> str:
+    """How one of two neighbouring data sets becomes the other, from the statement's `definition`."""
+    unit = definition["unit_of_privacy"]["kind"]
+    return {
+        "add_or_remove_one": f"adding or removing one {unit}",
+        "zero_out": f"replacing one {unit} by an empty one",
+        "replace_one": f"replacing one {unit} by another",
+    }[definition["adjacency"]["relation"]]
+
+
+def sampler_words(sampler: Mapping[str, Any]) -> str:
+    """How units came into batches, from the statement's `mechanism.sampler`."""
+    prob, units = sampler["sampling_probability"], sampler["dataset_size"]
+    if sampler["kind"] == "fixed_order":
+        return (
+            f"Fixed order: {sampler['batches_per_pass']:,} batches hold each of {units:,} units once; "
+            "no amplification"
+        )
+    words = f"Poisson, probability {prob} for every unit in every iteration"
+    if sampler["kind"] == "truncated_poisson":
+        words += f"; cut at random to {sampler['truncated_batch_size']:,} of {units:,} units"
+    return words
+
+
+def event_words(event: Mapping[str, Any]) -> str:
+    """An event in words.
+
+    Examples:
+        >>> step = {"kind": "gaussian", "noise_multiplier": 0.766}
+        >>> sampled = {"kind": "poisson_sampled", "sampling_prob": 0.0018, "event": step}
+        >>> event_words({"kind": "self_composed", "count": 2798, "event": sampled})
+        '2,798 x Gaussian (noise multiplier 0.766), Poisson-sampled (probability 0.0018)'
+    """
+    kind = event["kind"]
+    noise = f"noise multiplier {event.get('noise_multiplier', 0):.6g}"
+    if kind == "gaussian":
+        return f"Gaussian ({noise})"
+    if kind == "poisson_sampled":
+        probability = f"probability {event['sampling_prob']:.6g}"
+        return f"{event_words(event['event'])}, Poisson-sampled ({probability})"
+    if kind == "fixed_order_pass":
+        return f"{event_words(event['event'])}, a pass in fixed order"
+    if kind == "truncated_poisson_gaussian":
+        return (
+            f"Gaussian ({noise}), Poisson-sampled (probability {event['sampling_prob']:.6g}) from "
+            f"{event['dataset_size']:,} units and cut to {event['max_batch_size']:,}"
+        )
+    if kind == "mixture_of_gaussians":
+        most = max(event["sensitivities"])
+        return f"mixture of Gaussians ({noise}, 0 to {most:g} of a group in a batch)"
+    if kind == "repeat_and_select":
+        inner = event_words(event["event"])
+        return f"the best of a random number (mean {event['mean']:g}) of runs of [{inner}]"
+    if kind == "self_composed":
+        inner = event_words(event["event"])
+        simple = event["event"]["kind"] not in ("self_composed", "composed", "repeat_and_select")
+        return f"{event['count']:,} x {inner if simple else f'[{inner}]'}"
+    if kind == "composed":
+        return "; then ".join(event_words(part) for part in event["events"])
+    return str(kind).replace("_", " ")

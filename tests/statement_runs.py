@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+from dpads.accounting import events
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger
-from dpads.accounting.statement import GuaranteeStatement, make_statement
+from dpads.accounting.statement import GuaranteeStatement, joint_statement
 from dpads.plan import PrivacySpec, resolve
 
 PUBLIC = {"epsilon": 3.0, "delta": 1e-8, "dataset_size": 71_000}
@@ -43,6 +46,7 @@ def run_inputs(
     human: dict[str, str] | None = None,
     reference: bool = False,
     evaluated_on: tuple[str, ...] = ("test",),
+    extra: tuple[dict[str, Any], ...] = (),
     **changes: Any,
 ) -> StatementInputs:
     plan = resolve(
@@ -69,6 +73,8 @@ def run_inputs(
         rows="train",
         treatment="covered_by_accounting",
     )
+    for entry in extra:
+        ledger.append(**{"rows": "train", "treatment": "covered_by_accounting", **entry})
     for rows in evaluated_on:
         ledger.append(
             kind="evaluation",
@@ -96,6 +102,29 @@ def run_inputs(
     return StatementInputs(**{**fields, **changes})
 
 
+AUDIT = {
+    "method": "one_run_steinke2023",
+    "access": "white_box_gradient",
+    "epsilon_lower_bound": 0.47,
+    "delta": 1e-8,
+    "confidence": 0.95,
+    "canaries": 1000,
+    "guesses": 100,
+    "correct": 70,
+    "threshold_rule": "preregistered",
+    "max_detectable_epsilon": 5.81,
+    "same_run_as_release": False,
+}
+NOISY_COUNT = {
+    "kind": "dp_count",
+    "description": "A noisy count of clicks, for the bias",
+    "dp_event": events.gaussian(100.0),
+}
+SELECTION = {
+    "kind": "tuning",
+    "description": "The best of a secret number of runs",
+    "dp_event": events.repeat_and_select(events.dp_sgd(4.0, 0.01, 100), mean=5.0, shape=0.5),
+}
 USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
 RUNS: dict[str, dict[str, Any]] = {
     "public size": {},
@@ -121,11 +150,51 @@ RUNS: dict[str, dict[str, Any]] = {
         "privacy": {**PUBLIC, "sampler": "fixed_order", "max_examples_per_unit": 2},
         **USERS,
     },
+    "everything": {
+        "privacy": {
+            **PUBLIC,
+            "sampler": "fixed_order",
+            "max_examples_per_unit": 2,
+            "noise_multiplier": 8.0,
+            "epsilon": None,
+        },
+        "schema": {"user": "uid", "weight": "w"},
+        "human": EVERYTHING,
+        "audits": (AUDIT,),
+        "run": "a",
+    },
+    "audited": {"audits": (AUDIT,)},
+    "audit above the claim": {"audits": ({**AUDIT, "epsilon_lower_bound": 4.0},)},
+    "recalibrated": {
+        "extra": (
+            {
+                "kind": "recalibration",
+                "description": "A noisy calibration layer",
+                "dp_event": events.gaussian(30.0),
+            },
+        )
+    },
+    "counted": {"extra": (NOISY_COUNT, NOISY_COUNT)},
+    "best of some": {
+        "privacy": {"noise_multiplier": 2.0, "dataset_size": 71_000},
+        "extra": (SELECTION,),
+    },
     "weighted": {"schema": {"user": "uid", "weight": "w"}},
     "tuned": {"human": {"tuning": "not_accounted", "asserted_by": "Ada"}},
     "counts": {"task": "count", "table_noise": "dense"},
 }
-NO_CLAIM = ("no noise", "fixed seed", "user without column")
+JOINT: dict[str, list[dict[str, Any]]] = {
+    "two runs": [{}, {}],
+    "three samplers": [RUNS["fixed order"], RUNS["truncated"], RUNS["fixed order"]],
+    "two of users": [RUNS["user unit"], RUNS["user unit"]],
+    "two capped": [RUNS["capped"], RUNS["capped"]],
+    "two, one seeded": [{}, RUNS["fixed seed"]],
+    "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
+}
+STATEMENTS = (*RUNS, *JOINT)
+NO_CLAIM = (
+    "no noise", "fixed seed", "user without column", "audit above the claim", "two, one seeded",
+)  # fmt: skip
 
 
 def another(inputs: StatementInputs, number: int = 1) -> StatementInputs:
@@ -134,5 +203,17 @@ def another(inputs: StatementInputs, number: int = 1) -> StatementInputs:
     return replace(inputs, artifacts={"model.safetensors": digest, "model.json": "cd" * 32})
 
 
+def inputs_of(name: str) -> list[StatementInputs]:
+    """The runs of a statement, one or several."""
+    runs = JOINT.get(name) or [RUNS[name]]
+    return [another(run_inputs(**run), place) for place, run in enumerate(runs)]
+
+
+@cache
+def _text_of(name: str) -> str:
+    return joint_statement(inputs_of(name)).to_json()
+
+
 def statement_of(name: str) -> GuaranteeStatement:
-    return make_statement(run_inputs(**RUNS[name]))
+    """A statement whose data a test may change."""
+    return GuaranteeStatement(json.loads(_text_of(name)))

@@ -1,0 +1,213 @@
+"""Every check can fail: one planted change of a run per check, and what it does to the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from statement_runs import (
+    AUDIT,
+    EVERYTHING,
+    NOISY_COUNT,
+    PUBLIC,
+    STATEMENTS,
+    STORE_COUNT,
+    USERS,
+    another,
+    run_inputs,
+    statement_of,
+)
+
+from dpads.accounting import events
+from dpads.accounting.checks import ClaimLevel
+from dpads.accounting.evidence import EVIDENCE
+from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.statement import GuaranteeStatement, joint_statement, make_statement
+
+TRUNCATED = {**PUBLIC, "sampler": "truncated_poisson"}
+FIXED = {**PUBLIC, "sampler": "fixed_order"}
+CAPPED = {**PUBLIC, "max_examples_per_unit": 2}
+EXACT = {"rows": "train", "treatment": "not_covered", "description": "An exact look"}
+CALIBRATION = {**NOISY_COUNT, "kind": "recalibration"}
+
+Change = Callable[[StatementInputs], StatementInputs]
+
+
+def plan(**items: Any) -> Change:
+    return lambda run: replace(run, plan={**run.plan, **items})
+
+
+def mechanism(**items: Any) -> Change:
+    return lambda run: plan(mechanism={**run.mechanism, **items})(run)
+
+
+def spec(**items: Any) -> Change:
+    return lambda run: plan(privacy={**run.plan["privacy"], **items})(run)
+
+
+def run(**items: Any) -> Change:
+    return lambda before: replace(before, **items)
+
+
+def ledger(kind: str, **items: Any) -> Change:
+    """The run with another ledger entry beside its own."""
+
+    def change(before: StatementInputs) -> StatementInputs:
+        more = run_inputs(extra=({**EXACT, **items, "kind": kind},))
+        entry = more.entries(kind)[-1]
+        return replace(before, ledger=(*before.ledger, entry))
+
+    return change
+
+
+def twice(before: StatementInputs) -> StatementInputs:
+    return replace(before, ledger=(*before.ledger, *before.entries("training")))
+
+
+def announcing(event: events.EventTree) -> Change:
+    """The covered training entry announces another event."""
+
+    def change(before: StatementInputs) -> StatementInputs:
+        entries = (replace(e, dp_event=event) if e.dp_event else e for e in before.ledger)
+        return replace(before, ledger=tuple(entries))
+
+    return change
+
+
+# A run that a check holds in, and a change of it after which it does not.
+PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
+    "sampling.matches_accounting": ({}, announcing(events.dp_sgd(9.0, 0.01, 10))),
+    "sampling.suits_relation": (
+        {"privacy": FIXED},
+        plan(relation="add_or_remove_one"),
+    ),
+    "sampling.any_batch_size": ({}, run(backend="another")),
+    "sampling.truncation_in_event": ({"privacy": TRUNCATED}, mechanism(max_batch_size=1025)),
+    "sampling.no_amplification": ({"privacy": FIXED}, mechanism(units=None)),
+    "clipping.joint_norm": ({}, mechanism(l2_clip_norm=None)),
+    "clipping.rounding": ({}, plan(sensitivity_slack=0.0)),
+    "clipping.non_finite": ({}, run(backend="another")),
+    "model.no_cross_example_ops": ({}, run(backend="another")),
+    "weights.before_clipping": (
+        {"schema": {"user": None, "weight": "w"}},
+        run(backend="another"),
+    ),
+    "normaliser.public_constant": ({}, run(backend="another")),
+    "unit.cap_enforced": (
+        {"privacy": CAPPED, **USERS},
+        run(schema={"user": None, "weight": None}),
+    ),
+    "noise.every_coordinate": ({}, mechanism(noise_multiplier=0.0)),
+    "noise.never_reused": ({}, run(noise_seed_used=True)),
+    "noise.generator": ({}, run(noise_seed_used=True)),
+    "iterations.all_counted": ({}, twice),
+    "iterations.fixed_in_advance": ({}, run(executed=100)),
+    "adjacency.public_numbers": ({}, spec(dataset_size=70_000)),
+    "features.nothing_fitted": ({}, ledger("selection")),
+    "initialisation.data_independent": ({}, ledger("dp_count")),
+    "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
+    "ledger.complete": ({}, run(reference_trained=True)),
+    "accountant.upper_bound": ({}, announcing(events.dp_sgd(2.0**-12, 0.01, 10))),
+    "audit.no_contradiction": (
+        {"audits": (AUDIT,)},
+        run(audits=({**AUDIT, "epsilon_lower_bound": 3.01},)),
+    ),
+}
+MORE = {
+    "a run without a covered entry": run(ledger=()),
+    "more iterations than announced": run(executed=348),
+    "a relation that the store's count does not allow": plan(dataset_size_status="asserted_public"),
+    "a count that nobody calls public": plan(dataset_size_status="private"),
+    "a user unit without a cap": spec(unit="user"),
+}
+PEOPLE = {
+    "adjacency.n_public": {"privacy": STORE_COUNT},
+    "reference.kept_inside": {"reference": True},
+    "evaluation.kept_inside": {"evaluated_on": ("train_and_test",)},
+}
+"""Only people answer for these: their presence alone makes a claim conditional."""
+
+FOR_THE_READER = {"noise.floating_point", "tuning.declared", "delta.small"}
+"""These never decide a claim."""
+
+
+def check_of(statement: GuaranteeStatement, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in statement.data["checks"] if c["id"] == name)
+    return found
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_load_bearing_check_can_fail_and_then_takes_the_claim_away(name: str) -> None:
+    given, change = PLANTED[name]
+    good = run_inputs(**given)
+    whole = make_statement(good)
+    assert whole.claim_level is ClaimLevel.FORMAL
+    assert check_of(whole, name)["result"] == "holds"
+    broken = make_statement(change(good))
+    check = check_of(broken, name)
+    assert check["result"] in ("violated", "unknown")
+    assert check["load_bearing"]
+    assert broken.claim_level is ClaimLevel.NONE
+    assert broken.epsilon is None
+    assert check["note"].rstrip(".") in broken.headline
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_other_planted_changes_take_the_claim_away_too(name: str) -> None:
+    statement = make_statement(MORE[name](run_inputs()))
+    assert statement.claim_level is ClaimLevel.NONE
+    assert statement.epsilon is None
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_what_only_people_can_answer_for_makes_a_claim_conditional(name: str) -> None:
+    plain = make_statement(run_inputs(**PEOPLE[name]))
+    assert plain.claim_level is ClaimLevel.CONDITIONAL
+    assert check_of(plain, name)["basis"] == "declared_in_configuration"
+    signed = make_statement(run_inputs(**PEOPLE[name], human=EVERYTHING))
+    assert signed.claim_level is ClaimLevel.CONDITIONAL
+    assert check_of(signed, name)["asserted_by"] == EVERYTHING["asserted_by"]
+
+
+def test_the_joint_check_fails_before_there_is_a_statement() -> None:
+    # runs on other rows have no joint statement at all: tests of joint statements refuse them
+    statement = joint_statement([run_inputs(), another(run_inputs())])
+    assert check_of(statement, "joint.same_rows")["basis"] == "verified"
+
+
+def test_no_check_is_left_out_here() -> None:
+    known = {c["id"] for name in STATEMENTS for c in statement_of(name).data["checks"]}
+    assert known == {*PLANTED, *PEOPLE, *FOR_THE_READER, "joint.same_rows"}
+    assert set(EVIDENCE) <= known
+
+
+def test_without_noise_nothing_is_claimed_and_it_is_said_plainly() -> None:
+    statement = statement_of("no noise")
+    assert statement.claim_level is ClaimLevel.NONE
+    assert "no noise was added at all" in statement.headline
+    assert statement.data["guarantees"] == []
+    assert "meaning" not in statement.data
+
+
+def test_a_truncated_batch_says_what_it_costs() -> None:
+    cost = check_of(statement_of("truncated"), "sampling.truncation_in_event")["cost"]
+    assert 0.0 < cost["epsilon_added"] < 0.01
+
+
+def test_an_audit_never_raises_a_claim() -> None:
+    audited, plain = statement_of("audited"), statement_of("public size")
+    assert audited.claim_level is plain.claim_level
+    assert audited.epsilon == plain.epsilon
+    assert not audited.data["audit"][0]["contradicts_claim"]
+    assert statement_of("audit above the claim").data["audit"][0]["contradicts_claim"]
+    assert "contradicts" in statement_of("audit above the claim").to_markdown()
+
+
+def test_user_guarantees_stand_on_the_cap_and_row_guarantees_do_not() -> None:
+    for guarantee in statement_of("capped").data["guarantees"]:
+        on_cap = "unit.cap_enforced" in guarantee["depends_on_checks"]
+        assert on_cap == (guarantee["unit"] == "user")
+    for guarantee in statement_of("user unit").data["guarantees"]:
+        assert "unit.cap_enforced" in guarantee["depends_on_checks"]
