@@ -121,6 +121,11 @@ class PrivacySpec:
                 "order, not by chance. Use epochs, or another sampler."
             )
 
+    @property
+    def rows_per_unit(self) -> int:
+        """The most rows that one unit has in training."""
+        return (self.max_examples_per_unit or 1) if self.unit == "user" else 1
+
     def to_dict(self) -> dict[str, Any]:
         """The keys that were given, as plain data."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}

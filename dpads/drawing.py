@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch
 from dpads.models.base import Model
 from dpads.row_sums import Reads, batch_reads
-from dpads.sampling import Grouping, PoissonSampler
-from dpads.store import ExampleStore
+from dpads.sampling import Grouping, Sampler
+from dpads.units import Units
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Piece:
     Attributes:
         batch: the examples.
         reads: where they read the tables.
-        groups: int64[g + 1], bounds of groups of examples.
+        groups: int64[g + 1], bounds of groups of examples; None where units have several, which are summed
+            in float64.
     """
 
     batch: SparseBatch
     reads: Mapping[str, Reads]
-    groups: NDArray[np.int64]
+    groups: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Drawn:
     Attributes:
         iteration: whose batch it is.
         units: int64[k], group by group.
-        groups: int64[g + 1], bounds of the groups.
+        groups: int64[g + 1], bounds of the groups; users are a group each.
         whole: all of it, or None where it is to be read in pieces.
     """
 
@@ -51,10 +52,10 @@ class BatchSource:
     """Draws each iteration's units and reads their examples.
 
     Args:
-        store: the rows.
+        units: of the training rows.
         model: whose tables they read.
         sampler: draws the units.
-        grouping: puts them into groups.
+        grouping: puts units of one example into groups.
         most_examples: read at a time; None reads a batch whole.
 
     Attributes:
@@ -63,13 +64,13 @@ class BatchSource:
 
     def __init__(
         self,
-        store: ExampleStore,
+        units: Units,
         model: Model,
-        sampler: PoissonSampler,
+        sampler: Sampler,
         grouping: Grouping,
         most_examples: int | None,
     ) -> None:
-        self._store, self._model = store, model
+        self._units, self._model = units, model
         self.sampler, self._grouping = sampler, grouping
         self._most_examples = most_examples
         self._ahead: Drawn | None = None
@@ -90,24 +91,31 @@ class BatchSource:
         if drawn.whole is not None:
             yield drawn.whole
             return
-        most = self._most_examples or len(drawn.units)
-        first, groups = 0, drawn.groups
+        groups = drawn.groups
+        sizes = np.zeros(len(drawn.units) + 1, np.int64)
+        np.cumsum(self._units.sizes(drawn.units), out=sizes[1:])
+        ends = sizes[groups]  # examples before the end of each group
+        most = self._most_examples or int(ends[-1])
+        first = 0
         while first < len(groups) - 1:
-            fits = int(np.searchsorted(groups, groups[first] + most, side="right")) - 1
+            fits = int(np.searchsorted(ends, ends[first] + most, side="right")) - 1
             last = max(fits, first + 1)
-            units = drawn.units[groups[first] : groups[last]]
-            yield self._read(units, groups[first : last + 1] - groups[first])
+            yield self._read(drawn.units, groups[first : last + 1])
             first = last
 
     def _draw(self, iteration: int) -> Drawn:
         """Draws, and reads what is read whole."""
-        chosen = self.sampler.units(iteration, self._store.num_examples)
-        units, groups = self._grouping.order(chosen, iteration)
-        if self._most_examples is not None and len(units) > self._most_examples:
+        units = self.sampler.units(iteration, self._units.number)
+        groups = np.arange(len(units) + 1)
+        if self._units.offsets is None:
+            units, groups = self._grouping.order(units, iteration)
+        most = self._most_examples
+        if most is not None and int(self._units.sizes(units).sum()) > most:
             return Drawn(iteration, units, groups, None)
         return Drawn(iteration, units, groups, self._read(units, groups))
 
     def _read(self, units: NDArray[np.int64], groups: NDArray[np.int64]) -> Piece:
-        """The examples of some units."""
-        batch = self._store.read(units)
-        return Piece(batch, batch_reads(self._model, batch), groups)
+        """The examples of the units of some groups."""
+        batch = self._units.read(units[groups[0] : groups[-1]])
+        bounds = groups - groups[0] if self._units.offsets is None else None
+        return Piece(batch, batch_reads(self._model, batch), bounds)

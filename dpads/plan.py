@@ -84,8 +84,8 @@ class Plan:
                 f'Expected relation "zero_out" with sampler = "{scheme.kind}", got "{self.relation}": '
                 "one unit more or less would shift other units, which only zero-out leaves in place."
             )
-        cap = self.privacy.max_examples_per_unit if self.privacy.unit == "user" else 1
-        if self.mechanism.expected_batch_size * (cap or 1) > LARGEST_BATCH_ROWS:
+        rows = self.mechanism.expected_batch_size * self.privacy.rows_per_unit
+        if rows > LARGEST_BATCH_ROWS:
             raise ConfigError(
                 f"Expected expected_batch_size * max_examples_per_unit to be at most {LARGEST_BATCH_ROWS:,} "
                 "rows, got more. Lower one of them."

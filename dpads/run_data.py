@@ -88,6 +88,9 @@ def open_run_rows(
     held_out = True
     if test is not None and not isinstance(config.data.test, float):
         held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))
+    cap = config.privacy.max_examples_per_unit
+    if cap is not None:
+        rows = rows.capped(cap, seed=config.training.init_seed)
     units = rows.num_units(config.privacy.unit)
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
     return RunRows(rows, test, held_out, plan)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch
 from dpads.errors import SchemaError, StoreError
 from dpads.schema import FeatureSchema
-from dpads.store_keys import content_keys, user_unit_keys, with_ordinals
+from dpads.store_keys import content_keys, smallest_of_each, user_unit_keys
 from dpads.store_mapping import (
     MappedStore,
     Rows,
@@ -226,22 +226,66 @@ class ExampleStore:
         for begin in range(0, self.num_examples, batch_size):
             yield self.read(np.arange(begin, min(begin + batch_size, self.num_examples)))
 
-    def content_keys(self, seed: int) -> NDArray[np.uint64]:
-        """A pseudo-random key per example, by which to choose among a user's examples.
+    def content_keys(
+        self, seed: int, first: int = 0, last: int | None = None
+    ) -> NDArray[np.uint64]:
+        """A pseudo-random key per example, by which rows are split and capped.
 
         Args:
             seed: public.
+            first: position of the first example.
+            last: position after the last one; None for all.
 
         Returns:
-            uint64[num_examples], from (seed, user, content, ordinal among the user's identical
-            examples); no position and no other user matters.
+            uint64[last - first], from (seed, user, content) alone: identical examples have equal keys.
         """
-        keys = np.empty(self.num_examples, np.uint64)
-        for begin in range(0, self.num_examples, SCAN_ROWS):
-            rows = np.arange(begin, min(begin + SCAN_ROWS, self.num_examples))
+        last = self.num_examples if last is None else last
+        keys = np.empty(last - first, np.uint64)
+        for begin in range(first, last, SCAN_ROWS):
+            rows = np.arange(begin, min(begin + SCAN_ROWS, last))
             users = self._user_keys(rows) if self.schema.user else None
-            keys[rows] = content_keys(self.read(rows), users, seed)
-        return with_ordinals(keys)
+            keys[rows - first] = content_keys(self.read(rows), users, seed)
+        return keys
+
+    def capped(self, max_examples_per_user: int, *, seed: int) -> ExampleStore:
+        """The store with at most so many examples of every user.
+
+        Args:
+            max_examples_per_user: at least 1.
+            seed: public; it decides which examples stay.
+
+        Returns:
+            A view of this store, or the store where nobody has more.
+
+        Raises:
+            SchemaError: the schema names no user column.
+            StoreError: the cap is not a positive number.
+
+        Guarantees:
+            - Which of a user's examples stay depends on that user's examples alone: adding a row or a user
+              changes nobody else's.
+        """
+        if isinstance(max_examples_per_user, bool) or max_examples_per_user < 1:
+            raise StoreError(
+                f"Expected max_examples_per_user to be at least 1, got {max_examples_per_user!r}."
+            )
+        self.num_users  # noqa: B018 (raises where the schema names no user)
+        offsets = self.user_offsets
+        assert offsets is not None
+        if int(np.diff(offsets).max(initial=0)) <= max_examples_per_user:
+            return self
+        kept = np.ones(self.num_examples, np.bool_)
+        first = 0
+        while first < len(offsets) - 1:  # whole users, about SCAN_ROWS examples at a time
+            fits = int(np.searchsorted(offsets, offsets[first] + SCAN_ROWS, side="right")) - 1
+            last = max(fits, first + 1)
+            begin, end = int(offsets[first]), int(offsets[last])
+            bounds = offsets[first : last + 1] - begin
+            if int(np.diff(bounds).max()) > max_examples_per_user:
+                keys = self.content_keys(seed, begin, end)
+                kept[begin:end] = smallest_of_each(keys, bounds, max_examples_per_user)
+            first = last
+        return self._view(kept, f"capped {max_examples_per_user} {seed}")
 
     def split(self, fraction: float, seed: int) -> tuple[ExampleStore, ExampleStore]:
         """Splits by user where the schema has one, else by example.

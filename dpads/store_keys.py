@@ -1,8 +1,8 @@
 """Pseudo-random keys of examples and users, by which rows are split and capped.
 
-A key is a function of the seed, the user, what the row holds, and its ordinal among the same
-user's identical rows. It depends on no position and on no other user, so that adding a row or a
-user moves nobody else to another side of a split. The seed is public; the keys need not be secret.
+A key is a function of the seed, the user and what the row holds. It depends on no position and on
+no other row, so that adding a row or a user moves nobody else to another side of a split. The seed
+is public; the keys need not be secret.
 """
 
 from __future__ import annotations
@@ -78,23 +78,30 @@ def content_keys(batch: SparseBatch, users: Keys | None, seed: int) -> Keys:
     return keys
 
 
-def with_ordinals(keys: Keys) -> Keys:
-    """Tells identical rows apart by how many equal keys came before.
+def smallest_of_each(keys: Keys, offsets: NDArray[np.int64], most: int) -> NDArray[np.bool_]:
+    """Which rows are among the first of their user, in the order of their keys.
 
     Args:
-        keys: uint64[n].
+        keys: uint64[n], equal where rows are identical.
+        offsets: int64[users + 1], each user's rows.
+        most: rows to choose of each user at most.
 
     Returns:
-        uint64[n]; the set of keys of k identical rows is the same wherever they stand.
+        bool[n]. Identical rows are told apart by their ordinals among the user's identical rows, so that no
+        other user and no position matters, whatever collides.
     """
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
+    sizes = np.diff(offsets)
+    users = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((keys, users))
     place = np.arange(len(keys))
     starts = np.ones(len(keys), np.bool_)
-    starts[1:] = ordered[1:] != ordered[:-1]
+    starts[1:] = (keys[order][1:] != keys[order][:-1]) | (users[order][1:] != users[order][:-1])
     ordinals = np.empty(len(keys), np.uint64)
     ordinals[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
-    return _mix(absorb(keys, ordinals))
+    order = np.lexsort((_mix(absorb(keys, ordinals)), users))
+    chosen = np.empty(len(keys), np.bool_)
+    chosen[order] = place - np.repeat(offsets[:-1], sizes) < most
+    return chosen
 
 
 def user_unit_keys(users: Keys, seed: int) -> Keys:

@@ -22,12 +22,13 @@ from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import check_table_optimizer
 from dpads.plan import Plan
 from dpads.resources import check_memory, estimate_memory
-from dpads.sampling import Grouping, PoissonSampler
+from dpads.sampling import Grouping, sampler_of
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
+from dpads.units import units_of
 
 __all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSettings"]
 
@@ -49,7 +50,7 @@ class Trainer:
         on_rows: called while large tables are made and finished.
 
     Raises:
-        ConfigError: the plan's unit is not supported, or the model will not fit into memory.
+        ConfigError: the model will not fit into memory, or a user has more rows than the plan allows.
 
     Guarantees:
         - What runs is what is on the ledger: the sampler that draws gives the event, and the entry is
@@ -90,10 +91,6 @@ class Trainer:
         master: bytes,
     ) -> None:
         """Builds every part of the mechanism from the plan's numbers."""
-        if plan.privacy.unit != "example":
-            raise ConfigError(
-                f'unit = "{plan.privacy.unit}" cannot be trained yet. Use unit = "example".'
-            )
         store.check_labels()
         if performance.threads is not None and performance.threads > available_cores():
             raise ConfigError(
@@ -123,7 +120,7 @@ class Trainer:
             estimate_memory(
                 description,
                 store.schema,
-                expected_batch_size=mechanism.expected_batch_size,
+                expected_batch_size=mechanism.expected_batch_size * plan.privacy.rows_per_unit,
                 physical_batch_size=performance.physical_batch_size,
                 table_noise=settings.table_noise,
             )
@@ -135,9 +132,9 @@ class Trainer:
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
         self._batches = BatchSource(
-            store,
+            units_of(store, plan.privacy),
             self.model,
-            PoissonSampler(mechanism.sampling_prob, mechanism.iterations, keys.key("sampling")),
+            sampler_of(mechanism, keys),
             Grouping.for_batches_of(divisor, keys.key("grouping")),
             performance.physical_batch_size,
         )

@@ -72,21 +72,18 @@ def poisson_units(
 
 
 @njit(cache=True, nogil=True)
-def draw_groups(
-    key: NDArray[np.uint32], iteration: int, count: int, groups: int
-) -> NDArray[np.int64]:
-    """Independent, uniform numbers below `groups`, one for each unit of a batch: int64[count].
+def draw_words(key: NDArray[np.uint32], iteration: int, count: int) -> NDArray[np.uint32]:
+    """Independent, uniform words, uint32[count]: the stream of (key, iteration).
 
     Args:
         key: uint32[8].
         iteration: of the address.
-        count: units in the batch.
-        groups: below 2^16; a bias of 2^-16 between groups harms nothing.
+        count: how many; a shorter stream is the beginning of a longer one.
     """
     initial = np.empty(WORDS * LANES, np.uint32)
     words = np.empty(WORDS * LANES, np.uint32)
     set_key(initial, key)
-    out = np.empty(count, np.int64)
+    out = np.empty(count, np.uint32)
     for lane in range(LANES):
         initial[13 * LANES + lane] = uint32(0)
         initial[14 * LANES + lane] = uint32(iteration)
@@ -97,5 +94,5 @@ def draw_groups(
             for lane in range(LANES):
                 initial[12 * LANES + lane] = uint32(i // WORDS + lane)
             keystream(initial, words, 0)
-        out[i] = (np.int64(words[word]) * groups) >> 32
+        out[i] = words[word]
     return out

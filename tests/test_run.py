@@ -292,7 +292,6 @@ def test_the_reference_has_neither_noise_nor_clipping_and_optimizers_of_its_own(
         ({"test": 1.5}, ConfigError),
         ({"table_optimizer": dpads.Adam()}, ConfigError),
         ({"statement": {"publsher": "x"}}, ConfigError),
-        ({"performance": dpads.Performance(threads=4096)}, ConfigError),
     ],
     ids=str,
 )
