@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _ORDERS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
-_BASIS_WORDS: Mapping[str, str] = {
+BASIS_WORDS: Mapping[str, str] = {
     Basis.ENFORCED: "enforced by code",
     Basis.VERIFIED: "verified",
     Basis.ASSERTED: "asserted by",
@@ -37,7 +37,7 @@ _BASIS_WORDS: Mapping[str, str] = {
     Basis.NOT_APPLICABLE: "not applicable",
 }
 
-_NOTHING_STATED: Mapping[str, str] = {"covered_by_accounting": "inside what was accounted"}
+NOTHING_STATED: Mapping[str, str] = {"covered_by_accounting": "inside what was accounted"}
 
 _TUNING_WORDS: Mapping[str, str] = {
     "not_declared": "not declared: other runs on these rows, if there were any, are outside the figure",
@@ -69,9 +69,9 @@ def to_markdown(data: Mapping[str, Any]) -> str:
         claim_words=CLAIM_WORDS,
         tier_words=TIER_WORDS,
         notion_words=NOTION_WORDS,
-        treatment_words={**TREATMENTS, **(_NOTHING_STATED if is_none else {})},
-        tuning_line=_tuning(data["accounting"]["tuning"]),
-        bound_words=_bound(data["definition"]["unit_of_privacy"]["contribution_bound"]),
+        treatment_words={**TREATMENTS, **(NOTHING_STATED if is_none else {})},
+        tuning_line=tuning_words(data["accounting"]["tuning"]),
+        bound_words=bound_words(data["definition"]["unit_of_privacy"]["contribution_bound"]),
         bearing=bearing,
         broken=_broken(bearing),
         not_bearing=[c for c in data["checks"] if not c["load_bearing"]],
@@ -89,7 +89,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(_template),
+        loader=FunctionLoader(template_text),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -109,13 +109,13 @@ def _environment() -> Environment:
         event=event_words,
         neighbours=neighbour_words,
         sampler=sampler_words,
-        whom=_whom,
-        value=lambda guarantee: _VALUES[guarantee["notion"]](guarantee["value"]),
+        whom=whom_words,
+        value=figure_words,
     )
     return environment
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
     """A template from the package."""
     folder = resources.files("dpads.accounting") / "templates"
     return (folder / name).read_text(encoding="utf-8")
@@ -130,12 +130,17 @@ _VALUES: Mapping[str, Any] = {
 """The notions that are one figure each, and how it is written."""
 
 
+def figure_words(guarantee: Mapping[str, Any]) -> str:
+    """The figure of a guarantee that is one."""
+    return str(_VALUES[guarantee["notion"]](guarantee["value"]))
+
+
 def _floor(rate: float) -> str:
     """The false positive rate below which a Gaussian says nothing."""
     return "" if rate == 0 else f", where both error rates are at least {number(rate)}"
 
 
-def _whom(guarantee: Mapping[str, Any]) -> str:
+def whom_words(guarantee: Mapping[str, Any]) -> str:
     """Who is protected by a guarantee."""
     rows = guarantee["group_size"]
     return str(guarantee["unit"]) + ("" if rows == 1 else f" (of at most {rows} rows)")
@@ -154,7 +159,7 @@ def _runs(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _bound(bound: Mapping[str, Any]) -> str:
+def bound_words(bound: Mapping[str, Any]) -> str:
     """How many rows of one user can be in training."""
     column, most = bound["identifier"], bound["max_examples_per_user"]
     if column is None:
@@ -164,7 +169,7 @@ def _bound(bound: Mapping[str, Any]) -> str:
     return f"at most {most}, kept by a keyed hash; users are told apart by the column {column}"
 
 
-def _tuning(tuning: Mapping[str, Any]) -> str:
+def tuning_words(tuning: Mapping[str, Any]) -> str:
     """How the configuration was chosen, in words and figures."""
     words = _TUNING_WORDS[tuning["method"]]
     if tuning["method"] == "composition":
@@ -190,7 +195,7 @@ def _profile(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     points = [{p["delta"]: p["epsilon"] for p in g["value"]["profile"]} for g in found]
     deltas = sorted({delta for row in points for delta in row}, reverse=True)
     rows = [
-        {"whom": _whom(g), "epsilons": [row.get(delta) for delta in deltas]}
+        {"whom": whom_words(g), "epsilons": [row.get(delta) for delta in deltas]}
         for g, row in zip(found, points, strict=True)
     ]
     return {"deltas": deltas, "rows": rows}
@@ -249,7 +254,7 @@ def _item(value: object) -> str:
 
 def _basis(check: Mapping[str, Any]) -> str:
     """A check's basis, with the person where there is one."""
-    words = _BASIS_WORDS[check["basis"]]
+    words = BASIS_WORDS[check["basis"]]
     person = check.get("asserted_by")
     if check["basis"] == Basis.ASSERTED:
         return f"{words} {_cell(person)}"
