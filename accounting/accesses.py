@@ -98,7 +98,8 @@ def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
 
 def _of_entry(entry: LedgerEntry) -> dict[str, Any]:
     """The row of a ledger's entry."""
-    row = _row(_STAGES[entry.kind], entry.description, entry.treatment, "auto")
+    filled_by = "human" if entry.kind == "upstream" else "auto"
+    row = _row(_STAGES[entry.kind], entry.description, entry.treatment, filled_by)
     return {**row, "rows": entry.rows}
 
 
@@ -167,9 +168,10 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
         text = _JOINT_TUNING
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]
     upstream = runs.said("upstream")
-    if upstream is not None:
+    on_ledgers = {entry.description for run in runs.runs for entry in run.entries("upstream")}
+    if upstream is not None and upstream not in on_ledgers:
         rows.append(_row("filtering_or_downsampling", upstream, "not_covered", "human"))
-    elif not any(run.entries("upstream") for run in runs.runs):
+    elif upstream is None and not on_ledgers:
         rows.append(
             _row(
                 "collection",

@@ -32,6 +32,10 @@ class Evidence:
 
 
 _CODE, _TEST = "code_path", "unit_test"
+_PLANTED = (
+    "tests/accounting/test_statement_checks.py"
+    "::test_each_load_bearing_check_can_fail_and_then_takes_the_claim_away"
+)
 
 EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "sampling.matches_accounting": (
@@ -169,12 +173,16 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "initialisation.data_independent": (
         (_CODE, "models/base.py::init_tables"),
         (_CODE, "models/base.py::Description"),
+        (
+            _TEST,
+            "tests/test_initialisation.py::test_initial_parameters_follow_from_schema_and_seed_alone",
+        ),
     ),
     "weights.before_clipping": (
         (_CODE, "dpads/clipping.py::clip_batch"),
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
     ),
-    "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"),),
+    "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"), (_TEST, _PLANTED)),
     "ledger.complete": (
         (_CODE, "accounting/ledger.py::Ledger"),
         (_TEST, "tests/test_training.py::test_the_ledger_is_written_before_the_first_coin"),
@@ -186,7 +194,7 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             "tests/accounting/test_statement_joint.py::test_runs_that_do_not_compose_are_refused_by_name",
         ),
     ),
-    "audit.no_contradiction": ((_CODE, "accounting/figures.py::contradicts"),),
+    "audit.no_contradiction": ((_CODE, "accounting/figures.py::contradicts"), (_TEST, _PLANTED)),
     "accountant.upper_bound": (
         (_CODE, "accounting/accountant.py::epsilon_of"),
         (_CODE, "accounting/precision.py::composition_error"),

@@ -207,8 +207,8 @@ def _curve(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if value is None:
         return None
     points = list(zip(value["rdp_orders"], value["rdp_values"], strict=True))
-    nearest = {min(points, key=lambda p, at=order: abs(p[0] - at)) for order in _ORDERS}
-    return {"all": len(points), "points": sorted(nearest)}
+    shown = {min((abs(point[0] - wanted), point) for point in points)[1] for wanted in _ORDERS}
+    return {"all": len(points), "points": sorted(shown)}
 
 
 def _text(value: object) -> str:

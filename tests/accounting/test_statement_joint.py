@@ -129,3 +129,27 @@ def test_users_of_several_capped_runs_have_a_joint_guarantee() -> None:
     found = {g["id"]: g for g in statement.data["guarantees"]}
     assert found["G2"]["value"]["epsilon"] > found["G1"]["value"]["epsilon"]
     assert "they are jointly (" in statement.headline
+
+
+def test_progress_of_a_guarantee_for_users_is_told() -> None:
+    seen: list[tuple[int, int]] = []
+    capped = run_inputs(privacy={**PUBLIC, "max_examples_per_unit": 2}, **USERS)
+    make_statement(capped, on_progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(count, 5) for count in range(6)]
+    seen.clear()
+    make_statement(run_inputs(), on_progress=lambda done, of: seen.append((done, of)))
+    assert seen == []
+
+
+def test_what_happened_upstream_is_said_once() -> None:
+    text = "Negatives were sampled down."
+    declared = {
+        "kind": "upstream",
+        "description": text,
+        "rows": "train_and_test",
+        "treatment": "not_covered",
+    }
+    for human in ({}, {"upstream": text}):
+        statement = make_statement(run_inputs(human=human, extra=(declared,)))
+        assert statement.headline.count("what was done to the log before") == 1
+        assert "what was done to the log before: Negatives were sampled down;" in statement.headline
