@@ -83,19 +83,28 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     )
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    """The template environment; a name that the data lacks is an error, not a blank."""
+def empty_environment(*, escape: bool) -> Environment:
+    """The package's templates, without filters; a name that the data lacks is an error, not a blank.
+
+    Args:
+        escape: Whether what the data hold is escaped for HTML.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FunctionLoader(template_text),
+    return Environment(
+        loader=FunctionLoader(_template),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        autoescape=escape,
     )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    """The templates of Markdown pages and their filters."""
+    environment = empty_environment(escape=False)
     environment.filters.update(
         cell=_cell,
         text=_text,
@@ -115,7 +124,7 @@ def _environment() -> Environment:
     return environment
 
 
-def template_text(name: str) -> str:
+def _template(name: str) -> str:
     """A template from the package."""
     folder = resources.files("dpads.accounting") / "templates"
     return (folder / name).read_text(encoding="utf-8")
