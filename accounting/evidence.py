@@ -44,7 +44,7 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "dpads/plan.py::Plan"),
         (
             _TEST,
-            "tests/test_samplers.py::test_sampler_relation_and_event_that_disagree_cannot_be_made",
+            "tests/test_samplers.py::test_sampler_relation_and_event_agree_or_nothing_is_built",
         ),
     ),
     "sampling.suits_relation": (
@@ -52,7 +52,7 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "accounting/accountant.py::check_relation"),
         (
             _TEST,
-            "tests/test_samplers.py::test_sampler_relation_and_event_that_disagree_cannot_be_made",
+            "tests/test_samplers.py::test_sampler_relation_and_event_agree_or_nothing_is_built",
         ),
     ),
     "sampling.any_batch_size": (
@@ -70,24 +70,27 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "dpads/sampling.py::TruncatedPoissonSampler"),
         (
             _TEST,
-            "tests/test_samplers.py::test_truncated_batches_are_cut_at_random_and_never_exceed_the_cap",
+            "tests/test_samplers.py::test_a_truncated_batch_is_any_subset_of_the_poisson_batch_as_likely",
         ),
         (_TEST, "tests/test_training.py::test_batches_that_nobody_joined_add_noise_and_count"),
     ),
     "sampling.no_amplification": (
         (_CODE, "accounting/schemes.py::FixedOrderScheme"),
         (_CODE, "dpads/sampling.py::FixedOrderSampler"),
-        (_TEST, "tests/test_samplers.py::test_a_pass_in_fixed_order_takes_every_unit_once"),
+        (_TEST, "tests/test_samplers.py::test_a_fixed_order_pass_has_every_unit_once"),
     ),
     "unit.cap_enforced": (
-        (_CODE, "dpads/plan.py::Plan"),
-        (_TEST, "tests/test_users.py::test_no_user_has_more_rows_in_training_than_the_cap"),
+        (_CODE, "dpads/units.py::units_of"),
+        (_CODE, "dpads/store.py::ExampleStore"),
+        (_TEST, "tests/test_users.py::test_a_run_enforces_the_cap_and_states_the_unit"),
+        (_TEST, "tests/test_users.py::test_kept_rows_of_everybody_else_do_not_change"),
     ),
     "clipping.joint_norm": (
         (_CODE, "dpads/clipping.py::clip_batch"),
         (_CODE, "kernels/clip.py::clip_factors"),
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
         (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
+        (_TEST, "tests/test_users.py::test_one_iteration_is_the_sum_of_users_clipped_as_one"),
     ),
     "clipping.rounding": (
         (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),

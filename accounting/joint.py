@@ -63,6 +63,7 @@ class JointRuns:
             self._check_comparable(index, run)
             for before in range(index):
                 self._check_another(before, index)
+        self._check_sizes()
 
     @property
     def first(self) -> StatementInputs:
@@ -197,10 +198,13 @@ class JointRuns:
         if run.train_fingerprint != self.first.train_fingerprint:
             raise ConfigError(
                 f"Expected all runs on the same training rows, but those of {self.name(index)} are "
-                f"others than those of {self.name(0)}: a joint guarantee is about the people in one "
-                "store. State each run alone, and name the others under [statement] tuning."
+                f"others than those of {self.name(0)} (another store, or split or capped by another "
+                "init_seed). State each run alone, and name the others under [statement] tuning."
             )
-        sizes = {r.dataset_size for r in self.runs if r.dataset_size is not None}
+
+    def _check_sizes(self) -> None:
+        """Refuses two public numbers of the same units."""
+        sizes = {run.dataset_size for run in self.runs if run.dataset_size is not None}
         if len(sizes) > 1:
             known = " and ".join(f"{size:,}" for size in sorted(sizes))
             raise ConfigError(
