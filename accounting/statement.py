@@ -91,8 +91,8 @@ class GuaranteeStatement:
                 message names the item.
         """
         try:
-            data = json.loads(text)
-        except ValueError:
+            data = json.loads(text, parse_constant=_refused)
+        except (ValueError, RecursionError):
             raise VerificationError(
                 "Expected a statement in JSON, got something else. Use the statement.json of a run."
             ) from None
@@ -139,6 +139,11 @@ def joint_statement(
             number of units or training rows; the message names the item.
     """
     return _checked(Sections(JointRuns(tuple(runs)), on_progress).to_dict())
+
+
+def _refused(constant: str) -> None:
+    """NaN and infinities are no JSON."""
+    raise ValueError(constant)
 
 
 def _checked(data: dict[str, Any]) -> GuaranteeStatement:

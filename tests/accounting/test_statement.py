@@ -396,7 +396,9 @@ def test_statements_that_are_refused_by_name(change: dict[str, Any], message: st
         GuaranteeStatement.from_json(json.dumps(data))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '"x"', "null", "{}", '{"digest": NaN}', "[" * 100_000]
+)
 def test_what_is_no_statement_is_refused(text: str) -> None:
     with pytest.raises(VerificationError):
         GuaranteeStatement.from_json(text)

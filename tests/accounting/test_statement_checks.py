@@ -211,3 +211,17 @@ def test_user_guarantees_stand_on_the_cap_and_row_guarantees_do_not() -> None:
         assert on_cap == (guarantee["unit"] == "user")
     for guarantee in statement_of("user unit").data["guarantees"]:
         assert "unit.cap_enforced" in guarantee["depends_on_checks"]
+
+
+def test_the_headline_names_every_access_that_shaped_the_model_and_is_not_covered() -> None:
+    looks = (
+        {**EXACT, "kind": "tuning", "description": "Forty runs without noise were compared"},
+        {**EXACT, "kind": "upstream", "rows": "train_and_test", "description": "Bots were removed"},
+    )
+    statement = make_statement(run_inputs(extra=looks, human={"refresh": "Every day."}))
+    assert statement.claim_level is ClaimLevel.FORMAL
+    assert "Forty runs without noise were compared" in statement.headline
+    assert "what was done to the log before: Bots were removed" in statement.headline
+    # training again shapes another model: it is a limit of this guarantee, not a hole in it
+    assert "Every day" not in statement.headline
+    assert "Every day." in statement.to_markdown()
