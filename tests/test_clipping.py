@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dpads
+from dpads.kernels import clip
 from dpads.models.torch_layers import Linear
 from dpads.models.torch_tower import TorchTower
 
@@ -51,6 +52,36 @@ def test_each_unit_adds_at_most_the_clip_norm(description: Any, data: Any) -> No
     out = dpads.clipped_gradients(model, batch, l2_clip_norm=0.25)
     norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
     assert norm <= 0.25 * max(batch.num_units, 0) * (1 + 1e-9) + 1e-12
+
+
+def test_products_with_few_digits_do_not_round_beyond_the_clip_norm() -> None:
+    # A factor times a tiny output gradient is no normal float32; an activation of 1e38 makes its rounding count.
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", numeric=[dpads.Numeric("n", transform="identity")], weight="v"
+    )
+    model = dpads.models.Logistic().init(schema)
+    rng = np.random.default_rng(0)
+    for clip_norm in (1.0, 1e-4, 1e-6):
+        for _ in range(100):
+            batch = dpads.SparseBatch.from_arrays(
+                ids={},
+                dense=[[rng.uniform(1, 3) * 1e38]],
+                labels=[0],
+                weights=[clip_norm * 10 ** rng.uniform(-12, -9) * 0.5],
+            )
+            out = dpads.clipped_gradients(model, batch, l2_clip_norm=clip_norm)
+            square = sum(float((v.astype(float) ** 2).sum()) for v in out.dense.values())
+            assert np.sqrt(square) <= clip_norm * (1 + 1e-9)
+
+
+def test_units_whose_parts_cancel_are_clipped_by_their_parts_too() -> None:
+    # What is left of a unit may be far below C, while its parts, which a sum rounds, are far above.
+    squares, parts = np.array([1e-12, 1e-12, 4.0]), np.array([0.0, 400.0, 4.0])
+    norms, factors = np.empty(3), np.empty(3, np.float32)
+    clip.clip_factors(squares, parts, 1.0, norms, factors)
+    np.testing.assert_allclose(norms, [1e-6, 1e-6, 2.0])
+    np.testing.assert_allclose(factors, [1.0, 16 / 400, 0.5], rtol=1e-6)
+    assert (factors * parts <= 16.0).all()
 
 
 def test_repeated_ids_in_a_bag_are_merged_before_squaring() -> None:
