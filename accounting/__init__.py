@@ -20,6 +20,7 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
     headline      the guarantee in a paragraph; limits: what it does not say; nist: another view
     sections      the statement's sections; sealing: its digests; public: the copy that may leave
     statement     the guarantee as data; rendering turns it into Markdown
+    page          the same as one web page; pictures: where its curves and their labels stand
 """
 
 if __name__ != "dpads.accounting":

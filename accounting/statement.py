@@ -82,6 +82,12 @@ class GuaranteeStatement:
 
         return to_markdown(self.data)
 
+    def to_html(self) -> str:
+        """The statement as one self-contained web page: no network, no script."""
+        from dpads.accounting.page import to_html
+
+        return to_html(self.data)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> GuaranteeStatement:
         """Reads a statement that somebody wrote, checking its form and its digest.

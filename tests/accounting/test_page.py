@@ -229,6 +229,7 @@ def test_what_the_data_lack_is_an_error_and_not_a_blank() -> None:
 
 def test_the_same_data_give_the_same_bytes() -> None:
     data = statement_of("signed").data
+    assert statement_of("signed").to_html() == to_html(data)
     assert to_html(data) == to_html(json.loads(json.dumps(data, sort_keys=True)))
 
 
