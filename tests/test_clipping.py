@@ -55,7 +55,7 @@ def test_each_unit_adds_at_most_the_clip_norm(description: Any, data: Any) -> No
 
 
 def test_products_with_few_digits_do_not_round_beyond_the_clip_norm() -> None:
-    # A factor times a tiny output gradient is no normal float32; an activation of 1e38 makes its rounding count.
+    # A factor times a tiny output gradient is no normal float32; an activation of 1e38 makes rounding count.
     schema = dpads.FeatureSchema(
         task="ctr", label="y", numeric=[dpads.Numeric("n", transform="identity")], weight="v"
     )
