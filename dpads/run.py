@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +111,14 @@ class Run:
             self._write_statement(self.path)
         return evaluate_model(self.model, data)
 
-    def statement(self) -> GuaranteeStatement:
+    def statement(
+        self, on_progress: Callable[[int, int], None] | None = None
+    ) -> GuaranteeStatement:
         """What is guaranteed about the model, on which assumptions, and what is not covered.
+
+        Args:
+            on_progress: called with how much of a guarantee for users is computed, and of how much: where
+                users are capped and the unit is an example, that takes tens of seconds.
 
         Guarantees:
             - It covers every entry that the ledger has when it is made.
@@ -121,7 +127,9 @@ class Run:
 
         kept = self._statement
         if kept is None or kept.heads != (self.ledger.head,):
-            kept = build_statement(self.plan, self.record, self.ledger, created_at=files.now())
+            kept = build_statement(
+                self.plan, self.record, self.ledger, created_at=files.now(), on_progress=on_progress
+            )
             self._statement = kept
         return kept
 
@@ -152,7 +160,7 @@ class Run:
             self.path, self.ledger = out, Ledger.load(out / files.LEDGER)
         return out
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, on_statement: Callable[[int, int], None] | None = None) -> None:
         """Writes every file of a run into a folder that exists; `save` makes one, whole or not."""
         files.write_bytes(folder / files.PARAMETERS, *files.parameters_of(self.model))
         files.write_text(folder / files.MODEL, files.describe_model(self.model))
@@ -160,13 +168,15 @@ class Run:
             self.ledger.save(folder / files.LEDGER)
         files.write_text(folder / files.METRICS, files.to_json(self.metrics))
         files.write_text(folder / files.CONFIG, to_toml(self.config))
-        self._write_statement(folder)
+        self._write_statement(folder, on_statement)
         # Last: where it is, the run is whole.
         files.write_text(folder / files.RUN, files.to_json(self.record.to_dict()))
 
-    def _write_statement(self, folder: Path) -> None:
+    def _write_statement(
+        self, folder: Path, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Writes the statement in both forms."""
-        statement = self.statement()
+        statement = self.statement(on_progress)
         files.write_text(folder / files.STATEMENT_JSON, statement.to_json())
         files.write_text(folder / files.STATEMENT_MD, statement.to_markdown())
 

@@ -70,6 +70,7 @@ def train(
     out: str | Path | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
     on_rows: Callable[[RowProgress], None] | None = None,
+    on_statement: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Trains a model under differential privacy.
 
@@ -94,6 +95,7 @@ def train(
         out: the run's folder, which must not exist; None keeps the run in memory.
         on_progress: called a few times a second.
         on_rows: called while large tables are made and finished.
+        on_statement: called with how much of a guarantee for users is computed, and of how much.
 
     Returns:
         The run.
@@ -154,6 +156,7 @@ def train(
         out=out,
         on_progress=on_progress,
         on_rows=on_rows,
+        on_statement=on_statement,
     )
 
 
@@ -168,6 +171,7 @@ def train_config(
     on_prepare: Callable[[int], None] | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
     on_rows: Callable[[RowProgress], None] | None = None,
+    on_statement: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Trains as a configuration says.
 
@@ -182,6 +186,7 @@ def train_config(
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_progress: called a few times a second.
         on_rows: called while large tables are made and finished.
+        on_statement: called with how much of a guarantee for users is computed, and of how much.
 
     Returns:
         The run.
@@ -200,7 +205,9 @@ def train_config(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
             rows = open_run_rows(config, store, test, Path(name), on_prepare)
-            return _Job(config, rows, performance, on_progress, on_rows).carry_out(Ledger(), None)
+            return _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
+                Ledger(), None
+            )
     target = Path(out)
     made: list[Path] = []
     if resume:
@@ -218,7 +225,9 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = open_run_rows(config, store, test, prepared, on_prepare)
-        run = _Job(config, rows, performance, on_progress, on_rows).carry_out(ledger, partial)
+        run = _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
+            ledger, partial
+        )
     except BaseException:
         if not ledger.entries:  # nothing was read to learn from: nothing to account for
             files.drop_partial(partial, made)
@@ -259,6 +268,7 @@ class _Job:
     performance: Performance
     on_progress: Callable[[RunProgress], None] | None
     on_rows: Callable[[RowProgress], None] | None
+    on_statement: Callable[[int, int], None] | None
 
     def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
         """Reference, private training, metrics, files; what an interrupted run did is kept."""
@@ -275,7 +285,7 @@ class _Job:
             metrics=results,
         )
         if folder is not None:
-            run.write(folder)
+            run.write(folder, self.on_statement)
             trainer.discard_checkpoints()
         return run
 
