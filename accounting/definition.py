@@ -42,8 +42,8 @@ def definition_of(runs: JointRuns) -> dict[str, Any]:
         "mechanism_output": {
             "released": _released(runs),
             "formally_protected": f"{PROTECTED}{' of each run' if runs.is_joint else ''}; not the "
-            "checkpoints that an interrupted run goes on from, which hold keys and rows without "
-            "noise",
+            "checkpoints that an interrupted run goes on from, which hold keys and tell which rows "
+            "were touched",
         },
         "unit_of_privacy": {
             "kind": runs.unit,

@@ -95,12 +95,19 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "clipping.rounding": (
         (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),
         (_CODE, "kernels/clip.py::add_clipped_layer"),
+        (_CODE, "kernels/blas.py::row_blocks"),
+        (_CODE, "kernels/moves.py::move_rows"),
         (_CODE, "dpads/sampling.py::Grouping"),
         (
             _TEST,
             "tests/test_clipping.py::test_the_bound_on_a_groups_rounding_stays_below_the_slack",
         ),
         (_TEST, "tests/test_row_places.py::test_a_row_does_not_depend_on_its_place"),
+        (_TEST, "tests/test_tables.py::test_a_gradient_is_rounded_once_together_with_its_noise"),
+        (
+            _TEST,
+            "tests/test_users.py::test_rows_of_many_users_that_nearly_cancel_stay_within_the_sensitivity",
+        ),
         (_TEST, "tests/test_clipping.py::test_rows_that_nearly_cancel_stay_within_the_sensitivity"),
         (
             _TEST,
@@ -116,7 +123,8 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
     ),
     "model.no_cross_example_ops": (
-        (_CODE, "models/base.py::Tower"),
+        (_CODE, "models/torch_tower.py::TorchTower"),
+        (_TEST, "tests/test_clipping.py::test_a_layer_that_mixes_examples_is_refused"),
         (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
     ),
     "normaliser.public_constant": (
