@@ -272,6 +272,7 @@ class _Job:
 
     def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
         """Reference, private training, metrics, files; what an interrupted run did is kept."""
+        self._declare_upstream(ledger)
         reference = self._reference_metrics(ledger, folder) if self._wants_reference else None
         trainer = self._trainer(ledger, folder)
         trainer.run(self._watch("training"))
@@ -288,6 +289,14 @@ class _Job:
             run.write(folder, self.on_statement)
             trainer.discard_checkpoints()
         return run
+
+    def _declare_upstream(self, ledger: Ledger) -> None:
+        """Puts on the ledger what happened to the rows before, as the configuration says it."""
+        declared = self.config.statement.upstream
+        if declared is not None and not any(e.kind == "upstream" for e in ledger.entries):
+            ledger.append(
+                kind="upstream", description=declared, rows="train", treatment="not_covered"
+            )
 
     @property
     def _wants_reference(self) -> bool:

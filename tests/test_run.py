@@ -452,3 +452,16 @@ def test_paths_and_names_are_refused_where_stores_and_models_are_expected() -> N
             model=dpads.models.Logistic(),
             privacy=dpads.PrivacySpec(epsilon=1.0),
         )
+
+
+def test_what_happened_upstream_is_on_the_ledger_once(train_store: Any, tmp_path: Path) -> None:
+    text = "rows of robots were dropped"
+    run = dpads.train(train_store, **SMALL, statement={"upstream": text}, out=tmp_path / "run")
+    found = [(e.description, e.treatment) for e in run.ledger.entries if e.kind == "upstream"]
+    assert found == [(text, "not_covered")]
+    assert kinds(run.ledger)[0] == "upstream"
+    rows = [
+        a for a in run.statement().data["definition"]["data_accesses"] if a["description"] == text
+    ]
+    assert [a["filled_by"] for a in rows] == ["human"]
+    assert text in run.statement().headline
