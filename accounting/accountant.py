@@ -25,7 +25,7 @@ from dpads.accounting.pld import pld_deltas_of, pld_epsilon_of, refuse
 from dpads.accounting.pld import supports as pld_supports
 from dpads.accounting.relation import Relation
 from dpads.accounting.renyi import rdp_deltas_of, rdp_epsilon_of
-from dpads.errors import ConfigError
+from dpads.errors import ConfigError, InputError
 
 __all__ = [
     "PROFILE_DELTAS",
@@ -109,7 +109,7 @@ def epsilon_of(event: EventTree, delta: float, relation: Relation) -> PrivacyLos
         (2.13, 'pld')
     """
     delta = check_delta(delta)
-    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=False)
+    return _epsilon_of(_bytes(event), delta, Relation(relation), rough=False)
 
 
 def delta_of(event: EventTree, epsilon: float, relation: Relation) -> float:
@@ -144,17 +144,17 @@ def delta_of(event: EventTree, epsilon: float, relation: Relation) -> float:
 def deltas_of(event: EventTree, epsilons: Sequence[float], relation: Relation) -> tuple[float, ...]:
     """`delta_of` at several epsilons, for little more than the price of one."""
     points = tuple(_check_epsilon(epsilon) for epsilon in epsilons)
-    return _deltas_of(canonical_bytes(event), points, Relation(relation))
+    return _deltas_of(_bytes(event), points, Relation(relation))
 
 
 def rough_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
     """An upper bound like `epsilon_of`'s on a coarser grid, faster and looser: to search with."""
-    return _epsilon_of(canonical_bytes(event), delta, Relation(relation), rough=True).epsilon
+    return _epsilon_of(_bytes(event), delta, Relation(relation), rough=True).epsilon
 
 
 def rdp_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
     """RDP's upper bound alone, the fastest; infinite where RDP says nothing."""
-    bound = rdp_epsilon_of(canonical_bytes(event), delta, Relation(relation))
+    bound = rdp_epsilon_of(_bytes(event), delta, Relation(relation))
     return math.inf if bound is None else bound
 
 
@@ -247,6 +247,15 @@ def check_relation(event: EventTree, relation: Relation) -> None:
                 "One unit more or less shifts every later batch, which only zero-out leaves in "
                 "place: use zero_out, or Poisson batches."
             )
+
+
+def _bytes(event: EventTree) -> bytes:
+    """The canonical JSON of an event, or an `InputError` for what JSON cannot hold."""
+    try:
+        return canonical_bytes(event)
+    except (TypeError, ValueError, RecursionError):
+        to_dp_event(event)  # names what is wrong
+        raise InputError("Expected an event of plain JSON values.") from None
 
 
 @lru_cache(maxsize=4096)

@@ -36,6 +36,15 @@ noise_multiplier / (1 + SENSITIVITY_SLACK).
 NO_OP: EventTree = {"kind": "no_op"}
 NON_PRIVATE: EventTree = {"kind": "non_private"}
 
+MOST_RUNS = 1e6
+"""The largest mean number of runs that one is selected from."""
+
+LARGEST_SHAPE = 100.0
+"""The largest shape of a truncated negative binomial; Poisson is its limit."""
+
+PLAIN_GAUSSIANS = frozenset({"gaussian", "fixed_order_pass"})
+"""The kinds whose composition is one Gaussian, exactly."""
+
 SMALLEST_NOISE_MULTIPLIER = 2.0**-10
 """The smallest that is accounted, but 0: it leaves an epsilon in the hundreds of thousands.
 
@@ -44,8 +53,9 @@ Below, divergences come near the end of floats, and an event counts as having no
 
 # A multiplier above the largest is accounted as the largest, which only raises epsilon.
 _LARGEST_NOISE = 2.0**30
+# Likewise a sampling probability below the smallest.
+_SMALLEST_PROBABILITY = 1e-12
 _DEEPEST = 16
-_MOST_RUNS = 1e6
 # Of how many of a group join: rarer ones count as all joining, and nothing counts as impossible.
 _NEGLIGIBLE_TAIL = 1e-32
 _LEAST_WEIGHT = 1e-300
@@ -325,8 +335,9 @@ def _noise(event: Mapping[str, Any]) -> float:
 
 
 def _probability(event: Mapping[str, Any]) -> float:
-    """The sampling probability of a leaf."""
-    return _number(event, "sampling_prob", lambda x: 0 < x <= 1, "a number in (0, 1]")
+    """The sampling probability of a leaf, as far as accountants can tell probabilities apart."""
+    value = _number(event, "sampling_prob", lambda x: 0 < x <= 1, "a number in (0, 1]")
+    return max(value, _SMALLEST_PROBABILITY)
 
 
 def _build(event: Any, depth: int) -> DpEvent:
@@ -362,7 +373,12 @@ def _build(event: Any, depth: int) -> DpEvent:
     if kind == "truncated_poisson_gaussian":
         return dp.TruncatedSubsampledGaussianDpEvent(
             dataset_size=_count(event, "dataset_size"),
-            sampling_probability=_probability(event),
+            sampling_probability=_number(
+                event,
+                "sampling_prob",
+                lambda x: _SMALLEST_PROBABILITY <= x <= 1,
+                "a number in [1e-12, 1]",
+            ),
             truncated_batch_size=_count(event, "max_batch_size"),
             noise_multiplier=_noise(event),
         )
@@ -370,10 +386,12 @@ def _build(event: Any, depth: int) -> DpEvent:
         return _build_mixture(event)
     if kind == "repeat_and_select":
         inner = _build(event["event"], depth + 1)
-        mean = _number(event, "mean", lambda x: 1 <= x <= _MOST_RUNS, "a number in [1, 1e6]")
+        mean = _number(event, "mean", lambda x: 1 <= x <= MOST_RUNS, "in [1, 1e6]")
         if event["shape"] == "poisson":
             return dp.RepeatAndSelectDpEvent(inner, mean, math.inf)
-        shape = _number(event, "shape", lambda x: 0 <= x <= 100, 'in [0, 100] or "poisson"')
+        shape = _number(
+            event, "shape", lambda x: 0 <= x <= LARGEST_SHAPE, 'in [0, 100] or "poisson"'
+        )
         return dp.RepeatAndSelectDpEvent(inner, mean, shape)
     if kind == "self_composed":
         inner = _build(event["event"], depth + 1)

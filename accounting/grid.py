@@ -41,6 +41,18 @@ def grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float
     return max(fine, _range(event, scale, relation) / _GRID_POINTS, _FINEST_INTERVAL)
 
 
+def delta_grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float:
+    """A grid to read delta from: also where epsilon is small, which is made of usual losses.
+
+    It resolves one iteration's standard deviation, as far as memory goes.
+    """
+    event = loads(event_bytes)
+    interval = grid_interval(event_bytes, delta, relation)
+    deviation = max(_loss_deviation(leaf) for leaf in leaves(event)) or math.inf
+    least = _range(event, epsilon_scale(event_bytes, delta), relation) / _GRID_POINTS
+    return max(min(interval, deviation / 2.0), least, _FINEST_INTERVAL)
+
+
 def rough_grid_interval(event_bytes: bytes, delta: float, relation: Relation) -> float:
     """A coarser grid where `grid_interval`'s has very many points: to search with.
 

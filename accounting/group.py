@@ -79,8 +79,14 @@ def group_profile(
 
 
 def refusal_of(event: EventTree, group_size: int, relation: Relation) -> str | None:
-    """Why no bound can be stated for groups; None where one can."""
+    """Why no bound can be stated for groups; None where one can.
+
+    Raises:
+        ConfigError: The sampler needs another relation.
+        InputError: The event is malformed, or group_size is no whole number >= 1.
+    """
     events.to_dp_event(event)
+    events.for_group(events.NO_OP, group_size)
     check_relation(event, relation)
     if relation is Relation.REPLACE_ONE:
         return (

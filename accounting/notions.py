@@ -204,14 +204,14 @@ def attack_bounds(event: EventTree, relation: Relation, fpr: float = 1e-3) -> At
     import numpy as np
 
     fpr = _check_rate(fpr)
-    epsilons = np.linspace(0.0, max(1.0, math.log(1.0 / fpr)), _POINTS)
+    epsilons = np.append(np.linspace(0.0, 8.0, 1601), np.linspace(8.05, 40.0, 640))
     deltas = np.asarray(deltas_of(event, tuple(epsilons.tolist()), relation))
     gain = np.expm1(epsilons)
     advantage = float(np.min((gain + 2.0 * deltas) / (gain + 2.0)))
     few = float(np.min(np.exp(epsilons) * fpr + deltas))
     many = float(np.min(1.0 - np.exp(-epsilons) * (1.0 - deltas - fpr)))
     advantage = min(1.0, advantage * _ROUNDING)
-    tpr = min(1.0, few * _ROUNDING, many + 2.0**-40, fpr + advantage)
+    tpr = min(1.0, few * _ROUNDING, many + 2.0**-50, fpr + advantage)
     return AttackBounds(advantage=advantage, fpr=fpr, tpr=tpr)
 
 
@@ -249,7 +249,10 @@ def _squared_mu(event: EventTree, relation: Relation) -> float | None:
         inner = leaf["event"] if leaf["kind"] == "fixed_order_pass" else leaf
         if inner["kind"] != "gaussian":
             return None
-        ratio = sensitivity / to_dp_event(inner).noise_multiplier
+        noise = to_dp_event(inner).noise_multiplier
+        if noise == 0.0:
+            return None
+        ratio = sensitivity / noise
         squares.append(count * ratio * ratio)
     return math.fsum(squares) if squares else None
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 from json import loads
 from typing import TYPE_CHECKING, Any
 
-from dpads.accounting.events import iterations_of, to_dp_event
-from dpads.accounting.grid import grid_interval, rough_grid_interval
+from dpads.accounting.events import PLAIN_GAUSSIANS, counted_leaves, to_dp_event
+from dpads.accounting.grid import delta_grid_interval, grid_interval, rough_grid_interval
 from dpads.accounting.precision import compose, composition_error
 from dpads.accounting.relation import Relation, neighboring_relation
 
@@ -26,6 +26,8 @@ _TOLERATED_ERROR = 3e-3
 _ROUGHLY_TOLERATED_ERROR = 3e-2
 # Where delta is asked for, the grid is chosen as for epsilon at this delta.
 _DELTA_OF_THE_GRID = 1e-6
+# Beyond, the grid's rounding makes PLD looser than RDP, and transforms take minutes.
+_MOST_ITERATIONS = 10**8
 
 
 def supports(event_bytes: bytes, relation: Relation) -> bool:
@@ -44,13 +46,16 @@ def refuse(event_bytes: bytes, relation: Relation) -> None:
 
 
 def pld_epsilon_of(event_bytes: bytes, delta: float, relation: Relation, *, rough: bool) -> float:
-    """PLD's epsilon of an event that PLD knows; infinite where delta is below numerical error."""
-    iterations = iterations_of(loads(event_bytes))
+    """PLD's epsilon of an event that PLD knows.
+
+    Infinite where delta is below the numerical error, and beyond 10^8 iterations.
+    """
+    iterations = _transformed(event_bytes)
     float64_error = composition_error(iterations, extended=False)
     tolerated = _ROUGHLY_TOLERATED_ERROR if rough else _TOLERATED_ERROR
     extended = float64_error > tolerated * delta
     usable_delta = delta - composition_error(iterations, extended=extended)
-    if usable_delta <= 0.0:
+    if usable_delta <= 0.0 or iterations > _MOST_ITERATIONS:
         return math.inf
     interval_of = rough_grid_interval if rough else grid_interval
     interval = interval_of(event_bytes, delta, relation)
@@ -73,12 +78,15 @@ def pld_deltas_of(
     """
     import numpy as np
 
-    interval = grid_interval(event_bytes, _DELTA_OF_THE_GRID, relation)
+    iterations = _transformed(event_bytes)
+    if iterations > _MOST_ITERATIONS:
+        return np.ones(epsilons.shape)
+    interval = delta_grid_interval(event_bytes, _DELTA_OF_THE_GRID, relation)
     distribution = _distribution(event_bytes, relation, interval, True)
     pmfs = [distribution._pmf_remove]
     if not distribution._symmetric:
         pmfs.append(distribution._pmf_add)
-    error = composition_error(iterations_of(loads(event_bytes)), extended=True)
+    error = composition_error(iterations, extended=True)
     deltas = np.max([_deltas_of_pmf(pmf.to_dense_pmf(), epsilons) for pmf in pmfs], axis=0)
     # Rounding to float64 is to nearest: one step more is above.
     return np.asarray(np.minimum(np.nextafter(np.maximum(deltas, 0.0) + error, 2.0), 1.0))
@@ -103,6 +111,12 @@ def _deltas_of_pmf(pmf: Any, epsilons: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     reached = np.minimum(epsilons, float(losses[-1]) if losses.size else 0.0)
     deltas = pmf._infinity_mass + upper[above] - np.exp(np.longdouble(reached)) * lower[above]
     return np.asarray(deltas, dtype=np.float64)
+
+
+def _transformed(event_bytes: bytes) -> int:
+    """How many mechanisms are composed by transforms; plain Gaussians are in closed form."""
+    leaves = counted_leaves(loads(event_bytes))
+    return sum(1 if leaf["kind"] in PLAIN_GAUSSIANS else count for leaf, count in leaves)
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpads.accounting.events import EventTree, counted_leaves, to_dp_event
+from dpads.accounting.events import PLAIN_GAUSSIANS, EventTree, counted_leaves, to_dp_event
 from dpads.accounting.mixtures import mixture_distribution
 
 if TYPE_CHECKING:
@@ -73,17 +73,23 @@ def _leaf(
     leaf: EventTree, count: int, relation: NeighboringRelation, interval: float, *, extended: bool
 ) -> PrivacyLossDistribution:
     """One mechanism composed with itself."""
+    from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     dp_event = to_dp_event(leaf)
-    if leaf["kind"] in ("gaussian", "fixed_order_pass"):
+    if leaf["kind"] in PLAIN_GAUSSIANS:
         # Plain Gaussians compose in closed form: no transform is raised to a power.
         return pld.from_gaussian_mechanism(
             dp_event.noise_multiplier / math.sqrt(count),
             value_discretization_interval=interval,
             neighboring_relation=relation,
         )
-    if leaf["kind"] == "poisson_sampled":
+    if leaf["kind"] == "poisson_sampled" and relation is not NeighboringRelation.REPLACE_ONE:
+        # The mixture of none and one: dp-accounting's own loses the digits of tiny probabilities.
+        one = mixture_distribution(
+            dp_event.event.noise_multiplier, [1.0], [dp_event.sampling_probability], interval
+        )
+    elif leaf["kind"] == "poisson_sampled":
         one = pld.from_gaussian_mechanism(
             dp_event.event.noise_multiplier,
             value_discretization_interval=interval,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dpads.accounting import events
 from dpads.accounting.accountant import PrivacyLoss, epsilon_of
-from dpads.accounting.events import EventTree
+from dpads.accounting.events import LARGEST_SHAPE, MOST_RUNS, EventTree
 from dpads.accounting.relation import Relation
 from dpads.errors import ConfigError
 
@@ -98,12 +98,9 @@ def cost_of_selection(
             f"The best of a random number of runs cannot be accounted here: {reason}. Compose all "
             "runs instead, which also lets every run be looked at."
         )
-    law = SELECTION_SHAPES.get(shape, shape) if isinstance(shape, str) else shape
-    if isinstance(law, str) and law != "poisson":
-        known = ", ".join(f'"{name}"' for name in SELECTION_SHAPES)
-        raise ConfigError(f'Expected shape to be {known} or a number >= 0, got "{shape}".')
+    law, mean = _check_shape(shape), _check_mean(mean)
     event = events.repeat_and_select(run, mean=mean, shape=law)
-    return TuningCost("repeat_and_select", float(mean), event, epsilon_of(event, delta, relation))
+    return TuningCost("repeat_and_select", mean, event, epsilon_of(event, delta, relation))
 
 
 def selection_refusal(run: EventTree, relation: Relation) -> str | None:
@@ -111,7 +108,34 @@ def selection_refusal(run: EventTree, relation: Relation) -> str | None:
     events.to_dp_event(run)
     if Relation(relation) is Relation.REPLACE_ONE:
         return "it is accounted by RDP, which ignores the relation replace_one"
-    for leaf in events.leaves(run):
+    for leaf, _ in events.counted_leaves(run):
         if leaf["kind"] in _REASONS:
             return _REASONS[leaf["kind"]]
     return None
+
+
+def _check_mean(mean: object) -> float:
+    """The mean number of runs as a float, or a `ConfigError`."""
+    if isinstance(mean, bool) or not isinstance(mean, int | float) or not 1 <= mean <= MOST_RUNS:
+        raise ConfigError(
+            f"Expected mean, the mean number of runs, to be a number in [1, {MOST_RUNS:g}], got "
+            f"{mean!r}."
+        )
+    return float(mean)
+
+
+def _check_shape(shape: object) -> float | str:
+    """The law of the number of runs as an event holds it, or a `ConfigError`."""
+    if isinstance(shape, str) and shape in SELECTION_SHAPES:
+        return SELECTION_SHAPES[shape]
+    if (
+        isinstance(shape, bool)
+        or not isinstance(shape, int | float)
+        or not 0 <= shape <= LARGEST_SHAPE
+    ):
+        known = ", ".join(f'"{name}"' for name in SELECTION_SHAPES)
+        raise ConfigError(
+            f"Expected shape, the law of the number of runs, to be {known} or a number in "
+            f"[0, {LARGEST_SHAPE:g}], got {shape!r}."
+        )
+    return float(shape)

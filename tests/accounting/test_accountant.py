@@ -6,6 +6,7 @@ import math
 import random
 
 import dp_accounting as dp
+import mpmath
 import numpy as np
 import pytest
 from closed_forms import exact_gaussian
@@ -24,6 +25,7 @@ from dpads.accounting.accountant import (
 )
 from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.grid import VALUE_DISCRETIZATION_INTERVAL, grid_interval
+from dpads.accounting.mixtures import Mixture, mixture_distribution
 from dpads.accounting.precision import compose, composition_error
 from dpads.accounting.relation import neighboring_relation
 from dpads.errors import ConfigError
@@ -239,9 +241,7 @@ def test_extended_composition_is_dp_accountings_with_wider_floats(
 ) -> None:
     relation = neighboring_relation(ADD)
     ours = compose(events.dp_sgd(noise, sampling_prob, iterations), relation, 1e-3, extended=True)
-    one = dp.pld.privacy_loss_distribution.from_gaussian_mechanism(
-        noise / SLACK, value_discretization_interval=1e-3, sampling_prob=sampling_prob
-    )
+    one = mixture_distribution(noise / SLACK, [1.0], [sampling_prob], 1e-3)
     pmfs = [pmf.to_dense_pmf() for pmf in (one._pmf_remove, one._pmf_add)]
     for pmf in pmfs:
         pmf._probs = np.asarray(pmf._probs, np.longdouble)
@@ -250,6 +250,45 @@ def test_extended_composition_is_dp_accountings_with_wider_floats(
     for epsilon in np.linspace(0.0, 12.0, 40):
         error = ours.get_delta_for_epsilon(epsilon) - theirs.get_delta_for_epsilon(epsilon)
         assert abs(float(error)) <= bound + 1e-20
+
+
+@pytest.mark.parametrize("noise", [0.5, 0.766, 2.0, 20.0])
+@pytest.mark.parametrize("sampling_prob", [1e-5, 1e-3, 0.1, 0.9])
+def test_one_iteration_is_dp_accountings_but_for_its_rounding(
+    sampling_prob: float, noise: float
+) -> None:
+    ours = mixture_distribution(noise, [1.0], [sampling_prob], 1e-3)
+    theirs = dp.pld.privacy_loss_distribution.from_gaussian_mechanism(
+        noise, value_discretization_interval=1e-3, sampling_prob=sampling_prob
+    )
+    for epsilon in np.linspace(0.0, 5.0, 40):
+        expected = theirs.get_delta_for_epsilon(epsilon)
+        assert ours.get_delta_for_epsilon(epsilon) == pytest.approx(expected, rel=1e-6, abs=1e-15)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+@pytest.mark.parametrize(
+    ("sampling_prob", "noise"), [(1e-3, 2.0), (1e-3, 0.8), (0.1, 2.0), (1e-9, 1.0)]
+)
+def test_one_iterations_divergences_keep_their_digits(
+    sampling_prob: float, noise: float, removed: bool
+) -> None:
+    mixture = Mixture(np.array([1.0 / noise]), np.array([sampling_prob]))
+    most = -math.log1p(-sampling_prob)  # the loss never exceeds this where the unit was out
+    epsilons = np.linspace(-0.9 * most, 0.9 * most, 15)
+    with mpmath.workdps(60):
+        q, stddev = mpmath.mpf(sampling_prob), mpmath.mpf(noise)
+        exact = []
+        for epsilon in map(mpmath.mpf, epsilons.tolist()):
+            ratio = mpmath.exp(epsilon if removed else -epsilon)
+            at = stddev**2 * mpmath.log((ratio - (1 - q)) / q) + mpmath.mpf(1) / 2
+            side = -1 if removed else 1
+            plain = mpmath.ncdf(side * at / stddev)
+            mixed = (1 - q) * plain + q * mpmath.ncdf(side * (at - 1) / stddev)
+            pair = (mixed, plain) if removed else (plain, mixed)
+            exact.append(float(pair[0] - mpmath.exp(epsilon) * pair[1]))
+    deltas = mixture._delta_removed(epsilons) if removed else mixture._delta_added(epsilons)
+    assert deltas == pytest.approx(exact, rel=1e-11, abs=1e-17)
 
 
 def test_no_number_is_too_small_where_float64_fails() -> None:
