@@ -258,3 +258,21 @@ def test_a_resumed_run_of_users_ends_with_the_same_parameters_to_the_bit(
     resumed.run()
     for name, value in whole.model.state().items():
         np.testing.assert_array_equal(resumed.model.state()[name], value)
+
+
+def test_plan_and_split_of_everybody_else_are_the_same_without_a_user(
+    frame: pl.DataFrame, store: dpads.ExampleStore, tmp_path: Path
+) -> None:
+    spec = PrivacySpec(epsilon=2.0, dataset_size=12, unit="user", max_examples_per_unit=3)
+    plans, sides = [], []
+    for name, rows in (("all", frame), ("fewer", frame.filter(pl.col("uid") != 5))):
+        one = make(rows, WITH_USER, tmp_path, name)
+        train, test = one.split(0.4, seed=2)
+        capped = train.capped(3, seed=2)
+        plans.append(
+            resolve(spec, expected_batch_size=3, epochs=2, store_units=capped.num_users).to_json()
+        )
+        users = rows["uid"].to_numpy()
+        sides.append([set(users[side.input_rows].tolist()) - {5} for side in (capped, test)])
+    assert plans[0] == plans[1]
+    assert sides[0] == sides[1]
