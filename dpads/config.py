@@ -157,9 +157,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     file = Path(path)
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Give a TOML configuration.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path}: expected a file, got a folder. Give a TOML configuration."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{path}: expected text in UTF-8, got other bytes. Give a TOML configuration."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     for override in overrides:
         _override(document, override)
@@ -180,6 +188,11 @@ def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
     known = [item.name for item in dataclasses.fields(Config) if item.name != "l2_clip_norm"]
     tables: dict[str, dict[str, Any]] = {}
     for name, table in document.items():
+        if name == "performance":
+            raise ConfigError(
+                "[performance] is no part of a configuration: it changes nothing about privacy. Give "
+                "--threads or --physical-batch-size to `dpads train`, or performance= in Python."
+            )
         if name not in known:
             raise ConfigError(f'Unknown table or key "{name}".' + nearest(name, known))
         if not isinstance(table, dict):
