@@ -16,6 +16,15 @@ from dpads.errors import InputError, RunError
 class _Group(TyperGroup):
     """Turns what dpads raises on purpose into a line and an exit code."""
 
+    def get_params(self, ctx: Any) -> Any:
+        return _plain_flags(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _plain_flags(command.get_params(ctx))
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -25,6 +34,14 @@ class _Group(TyperGroup):
         except (RunError, OSError) as error:
             fail(error)
             raise typer.Exit(1) from None
+
+
+def _plain_flags(parameters: list[Any]) -> list[Any]:
+    """The parameters; the help shows no type beside those that take no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 app = typer.Typer(

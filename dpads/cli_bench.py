@@ -8,19 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpads.cli_screen import JsonOption, duration, gigabytes, measuring, print_json, print_table
+from dpads.cli_screen import (
+    JsonOption,
+    duration,
+    gigabytes,
+    measuring,
+    print_json,
+    print_table,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from dpads.benching import StepTimes
     from dpads.config import Config
     from dpads.plan import PlanRow
     from dpads.resources import MemoryEstimate
+    from dpads.schema import FeatureSchema
 
 DEFAULT_ROWS = (100_000, 1_000_000, 10_000_000)
 DEFAULT_BATCH_SIZES = (1024, 4096)
 DEFAULT_HIDDEN = (128, 64)
 BENCH_SECONDS = 20.0
-PLAN_SECONDS = 1.5  # for each batch size
+PLAN_SECONDS = 1.5  # for each batch size, and at most for the disk
 EPOCH = 10_000_000  # examples
 
 
@@ -28,23 +37,37 @@ def bench(
     rows: Annotated[
         list[int] | None,
         typer.Option(
-            help="Rows of all 26 tables together; may be given several times. Default: 1e5 to 1e7."
+            parser=whole_number,
+            metavar="N",
+            help="Rows of all 26 tables together; may be given several times. Default: 1e5, 1e6 "
+            "and 1e7.",
         ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(
-            help="Expected batch size; may be given several times. Default: 1024 and 4096."
+            parser=whole_number,
+            metavar="N",
+            help="Expected batch size; may be given several times. Default: 1024 and 4096.",
         ),
     ] = None,
     hidden: Annotated[
         list[int] | None,
-        typer.Option(help="Width of a hidden layer; given once for each. Default: 128 and 64."),
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Width of a hidden layer; given once for each. Default: 128 and 64.",
+        ),
     ] = None,
-    embedding_dim: Annotated[int, typer.Option(help="Width of the tables.")] = 16,
+    embedding_dim: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Width of the tables.")
+    ] = 16,
     json_: JsonOption = False,
 ) -> None:
-    """Measure training steps on this machine, in about 20 seconds; needs no file."""
+    """Measure training steps on this machine, in about 20 seconds; needs no file.
+
+    The first command on a machine that trains compiles kernels, which takes as long again.
+    """
     from dpads.benching import FIELDS, NUMBERS, machine, measure_grid
     from dpads.models import Mlp
 
@@ -69,7 +92,8 @@ def bench(
         return
     print_table(
         f"{FIELDS} fields of width {embedding_dim}, {NUMBERS} numbers, layers of "
-        f"{', '.join(map(str, model.hidden))}; {here['cores']} cores",
+        f"{', '.join(map(str, model.hidden))}; "
+        f"{here['cores']} core{'' if here['cores'] == 1 else 's'}",
         ["rows", "batch size", "private", "no noise", "ratio", "examples/s", "memory"],
         [
             [
@@ -84,13 +108,16 @@ def bench(
             for cell in cells
         ],
         caption="Medians of one step; no noise: the same step without noise and clipping. "
-        "Memory: of training, at its peak, estimated.",
+        "Memory: of training, at its peak, estimated. "
+        f"Rows: {FIELDS} equal tables, so that a number is rounded down to a multiple of {FIELDS}.",
     )
-    for cell in (max(cells, key=_speed), min(cells, key=_speed))[: len(cells)]:
+    ends = {"Fastest": max(cells, key=_speed), "Slowest": min(cells, key=_speed)}
+    typer.echo(f"An epoch of {EPOCH // 10**6} million examples, not counting the disk:")
+    for name, cell in list(ends.items())[: len(cells)]:
+        label = f"{name}: " if len(cells) > 1 else ""
         typer.echo(
-            f"An epoch of {EPOCH // 10**6} million examples takes about "
-            f"{duration(EPOCH / cell.examples_per_second)} at {cell.rows:,} rows and batch size "
-            f"{cell.expected_batch_size:,}, not counting the disk."
+            f"  {label}about {duration(EPOCH / cell.examples_per_second)} at {cell.rows:,} rows and "
+            f"batch size {cell.expected_batch_size:,}."
         )
 
 
@@ -105,25 +132,30 @@ class PlanCost:
 
     Attributes:
         step_seconds: of a private step; None where no small measurement can tell.
+        table_seconds: in which all rows are made, finished and written; likewise.
         iterations: how many there are.
         memory: at the peak.
         problem: why it will not fit into memory, or None.
     """
 
     step_seconds: float | None
+    table_seconds: float | None
     iterations: int
     memory: MemoryEstimate
     problem: str | None
 
     @property
     def seconds(self) -> float | None:
-        """The time of all iterations."""
-        return None if self.step_seconds is None else self.step_seconds * self.iterations
+        """The time of all iterations and of the tables."""
+        if self.step_seconds is None or self.table_seconds is None:
+            return None
+        return self.step_seconds * self.iterations + self.table_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "step_ms": None if self.step_seconds is None else 1e3 * self.step_seconds,
+            "table_seconds": self.table_seconds,
             "seconds": self.seconds,
             "memory_bytes": self.memory.to_dict(),
             "fits_into_memory": self.problem is None,
@@ -131,63 +163,93 @@ class PlanCost:
 
 
 def plan_costs(config: Config, examples: int, rows: Sequence[PlanRow]) -> list[PlanCost]:
-    """Time and memory of each line of a plan, from one short measurement for each batch size."""
-    from dpads.benching import private_step_seconds
-    from dpads.errors import ConfigError
-    from dpads.resources import check_memory, estimate_memory
+    """Time and memory of each line of a plan, from short measurements of steps, tables and disk.
+
+    Users are taken to have as many examples as they may have at most.
+    """
+    from dpads.benching_costs import (
+        disk_rates,
+        private_step_seconds,
+        sampled_schema,
+        table_seconds,
+    )
+    from dpads.resources import estimate_memory
     from dpads.training import TrainingSettings
 
-    training = config.training
+    training, model, schema = config.training, config.model, config.schema
+    rows_per_unit = config.privacy.rows_per_unit
     settings = TrainingSettings(
         backend=training.backend,
         table_noise=training.table_noise,
         table_optimizer=training.table_optimizer,
         tower_optimizer=training.tower_optimizer,
     )
+
+    def memory_at(at: FeatureSchema, batch: int) -> MemoryEstimate:
+        noise, most = training.table_noise, batch * rows_per_unit
+        return estimate_memory(model, at, expected_batch_size=most, table_noise=noise)
+
+    sample = sampled_schema(model, schema) or schema
     steps: dict[int, float | None] = {}
-    costs = []
+    tables = disk = None
     with measuring() as show:
         for row in rows:
             batch = row.expected_batch_size
-            if batch not in steps:
-                show(f"measuring batch size {batch:,}")
-                steps[batch] = private_step_seconds(
-                    config.model,
-                    config.schema,
-                    settings,
-                    expected_batch_size=batch,
-                    num_examples=examples,
-                    noise_multiplier=row.noise_multiplier,
-                    l2_clip_norm=config.l2_clip_norm,
-                    seconds=PLAN_SECONDS,
-                )
-            memory = estimate_memory(
-                config.model,
-                config.schema,
-                expected_batch_size=batch,
-                table_noise=training.table_noise,
+            if batch in steps or _problem(memory_at(sample, batch)) is not None:
+                continue
+            show(f"measuring batch size {batch:,}")
+            steps[batch] = private_step_seconds(
+                model,
+                schema,
+                settings,
+                expected_batch_size=batch * rows_per_unit,
+                num_examples=examples * rows_per_unit,
+                noise_multiplier=row.noise_multiplier,
+                l2_clip_norm=config.l2_clip_norm,
+                seconds=PLAN_SECONDS,
             )
-            problem = None
-            try:
-                check_memory(memory)
-            except ConfigError as error:
-                problem = str(error)
-            costs.append(PlanCost(steps[batch], row.iterations, memory, problem))
+        if any(step is not None for step in steps.values()):
+            show("measuring how tables are made, finished and written")
+            tables = table_seconds(model, schema, settings)
+            disk = disk_rates(model, schema, seconds=PLAN_SECONDS)
+    costs = []
+    for row in rows:
+        memory = memory_at(schema, row.expected_batch_size)
+        step, finished = steps.get(row.expected_batch_size), None
+        if step is not None and tables is not None and disk is not None:
+            state = memory.tables + memory.history + memory.checkpoint
+            finished = tables + disk.seconds(memory.tables, state, step * row.iterations)
+        costs.append(PlanCost(step, finished, row.iterations, memory, _problem(memory)))
     return costs
 
 
+def _problem(memory: MemoryEstimate) -> str | None:
+    """Why a model will not fit into memory, or None."""
+    from dpads.errors import ConfigError
+    from dpads.resources import check_memory
+
+    try:
+        check_memory(memory)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def print_costs(rows: Sequence[PlanRow], costs: Sequence[PlanCost]) -> None:
-    """The second table of a plan, and what will not fit."""
-    notes = ["step: measured on made-up batches, without reading from a disk."]
+    """The second table of a plan."""
+    notes = (
+        "step: measured on made-up batches. tables: making, finishing and writing all rows. "
+        "time: both; reading logs and metrics are not in it."
+    )
     if any(cost.step_seconds is None for cost in costs):
-        notes.append(
-            "–: the tables are too large for a short measurement, and smaller ones cannot stand in for them "
-            'under dense noise or with embedding_dim = "auto".'
+        notes += (
+            " –: does not fit into memory, or the tables are too large for a short measurement and smaller "
+            'ones cannot stand in for them: under dense noise or with embedding_dim = "auto".'
         )
     typer.echo()
     print_table(
         "On this machine",
-        ["batch size", "epochs", "step", "examples/s", "time", "memory"],
+        ["batch size", "epochs", "step", "examples/s", "tables", "time", "memory"],
         [
             [
                 f"{row.expected_batch_size:,}",
@@ -196,13 +258,24 @@ def print_costs(rows: Sequence[PlanRow], costs: Sequence[PlanCost]) -> None:
                 "–"
                 if cost.step_seconds is None
                 else f"{row.expected_batch_size / cost.step_seconds:,.0f}",
+                "–" if cost.table_seconds is None else duration(cost.table_seconds),
                 "–" if cost.seconds is None else duration(cost.seconds),
                 gigabytes(cost.memory.total),
             ]
             for row, cost in zip(rows, costs, strict=True)
         ],
-        caption=" ".join(notes),
+        caption=notes,
     )
-    largest = max(costs, key=lambda cost: cost.memory.total)
-    if largest.problem is not None:
-        typer.echo(largest.problem)
+
+
+def check_costs(costs: Sequence[PlanCost]) -> None:
+    """Refuses a plan, once it is printed, that this machine cannot carry out.
+
+    Raises:
+        ConfigError: a line does not fit into memory.
+    """
+    from dpads.errors import ConfigError
+
+    problems = [cost for cost in costs if cost.problem is not None]
+    if problems:
+        raise ConfigError(max(problems, key=lambda cost: cost.memory.total).problem)

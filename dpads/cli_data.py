@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dpads.cli_bench import plan_costs, print_costs
-from dpads.cli_screen import JsonOption, console, print_json, print_table
+from dpads.cli_bench import check_costs, plan_costs, print_costs
+from dpads.cli_screen import JsonOption, console, print_json, print_table, whole_number
 from dpads.errors import ConfigError
 
 DEFAULT_BATCH_SIZES = (256, 1024, 4096, 16_384)
@@ -44,7 +44,12 @@ def prepare(
 def plan(
     examples: Annotated[
         int | None,
-        typer.Option("--examples", help="Public number of privacy units (privacy.dataset_size)."),
+        typer.Option(
+            "--examples",
+            parser=whole_number,
+            metavar="N",
+            help="Public number of privacy units (privacy.dataset_size).",
+        ),
     ] = None,
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", help="Privacy budget, in total.")
@@ -55,7 +60,11 @@ def plan(
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(help="Expected batch size; may be given several times."),
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Expected batch size; may be given several times.",
+        ),
     ] = None,
     epochs: Annotated[
         list[float] | None, typer.Option(help="Passes over the data; may be given several times.")
@@ -70,7 +79,11 @@ def plan(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Print what a budget costs, before any data is touched: noise, iterations, batch sizes."""
+    """Print what a budget costs, before any data is touched: noise, iterations, batch sizes.
+
+    With --config, the exit code is 2 where a line does not fit into this machine's memory: all
+    lines are printed first.
+    """
     from dpads.config import load_config
     from dpads.plan import PrivacySpec, plan_table, resolve
 
@@ -112,6 +125,7 @@ def plan(
                 "rows": plain,
             }
         )
+        check_costs(costs)
         return
     print_table(
         f"epsilon {epsilon:g}, delta {used:g}, {examples:,} units, add-or-remove-one",
@@ -121,7 +135,7 @@ def plan(
             "iterations",
             "sampling prob",
             "noise multiplier",
-            "noise / coordinate",
+            "noise / coord",
         ],
         [
             [
@@ -134,11 +148,11 @@ def plan(
             ]
             for row in rows
         ],
-        caption="noise / coordinate: stddev on the averaged gradient, "
-        f"at l2_clip_norm {l2_clip_norm:g}",
+        caption=f"noise / coord: stddev on the averaged gradient, at l2_clip_norm {l2_clip_norm:g}",
     )
     if costs:
         print_costs(rows, costs)
+        check_costs(costs)
 
 
 def _missing(option: str, key: str, config: Path | None) -> str:

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, TypeAlias
 
 import typer
 
@@ -19,15 +21,45 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal
 BAR_WIDTH: Final = 100  # columns of a terminal from which a bar has room beside the facts
+SETTLED_SECONDS: Final = 1.0  # of a stage, before which nobody can tell how long it will take
+MOST_DIGITS: Final = 18  # of whole numbers
+COMPILING: Final = "compiling kernels (once per machine)"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@dataclass(frozen=True)
+class LogProgress:
+    """How many examples of a log are prepared; how many there will be is not known yet."""
+
+    examples: int
+    stage: str = "preparing"
+
+
+Stage: TypeAlias = "RunProgress | RowProgress | LogProgress"
 
 
 class Watcher(Protocol):
     """Takes progress reports of all stages."""
 
-    def __call__(self, at: RunProgress | RowProgress) -> None:
+    def __call__(self, at: Stage) -> None:
         """Shows where a run stands."""
+
+
+def whole_number(text: object) -> int:
+    """What an option says: 1000000, 1_000_000 or 1e6.
+
+    Raises:
+        BadParameter: it is no whole number.
+    """
+    try:
+        number = Decimal(str(text))
+    except InvalidOperation:
+        number = Decimal("nan")
+    small = number.is_finite() and number.adjusted() <= MOST_DIGITS
+    if not small or number != int(number):
+        raise typer.BadParameter(f'expected a whole number such as 1000000 or 1e6, got "{text}".')
+    return int(number)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -61,13 +93,21 @@ def print_table(
 
     # At least as wide as its title, which would be wrapped otherwise.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.min_width = min(len(title), console().width)
+    screen = console()
+    table.min_width = min(len(title), screen.width)
+    table.collapse_padding = True  # a plan fits into 80 columns
     table.caption, table.caption_justify = caption or None, "left"
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    if screen.is_terminal:
+        screen.print(table)
+        return
+    with screen.capture() as captured:
+        screen.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def print_markdown(text: str) -> None:
@@ -109,14 +149,43 @@ def gigabytes(count: float) -> str:
 
 
 @contextmanager
+def _telling_of_compilation(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` once if kernels are compiled: the first run on a machine has no cache of them."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+        told = False
+
+        def on_start(self, _: Any) -> None:
+            if not self.told:
+                self.told = True
+                tell()
+
+        def on_end(self, _: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
+
+
+@contextmanager
 def measuring() -> Iterator[Callable[[str], None]]:
     """Shows on standard error what is measured: in one place on a terminal, line by line elsewhere."""
     screen = console(stderr=True)
     if not screen.is_terminal:
-        yield say
+        with _telling_of_compilation(lambda: say(COMPILING)):
+            yield say
         return
-    with screen.status("measuring") as status:
-        yield status.update
+    shown = "measuring"
+    with screen.status(shown) as status:
+
+        def show(text: str) -> None:
+            nonlocal shown
+            shown = text
+            status.update(text)
+
+        with _telling_of_compilation(lambda: status.update(f"{shown}, {COMPILING}")):
+            yield show
 
 
 @contextmanager
@@ -124,7 +193,8 @@ def watching() -> Iterator[Watcher]:
     """Shows progress on standard error: bars on a terminal, a line now and then elsewhere."""
     screen = console(stderr=True)
     if not screen.is_terminal:
-        yield _PlainWatcher()
+        with _telling_of_compilation(lambda: say(COMPILING)):
+            yield _PlainWatcher()
         return
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 
@@ -140,14 +210,27 @@ def watching() -> Iterator[Watcher]:
         transient=True,
     ) as bars:
         tasks: dict[str, Any] = {}
+        began: dict[str, float] = {}
+        # What is shown until a stage reports, so that no screen is empty.
+        waiting = bars.add_task("starting", total=None, facts="")
 
-        def watch(at: RunProgress | RowProgress) -> None:
+        def watch(at: Stage) -> None:
             done, total = _counts(at)
+            now = time.monotonic()
+            bars.update(waiting, visible=False)
             if at.stage not in tasks:
+                for earlier in tasks.values():
+                    bars.update(earlier, completed=1, total=1)
                 tasks[at.stage] = bars.add_task(at.stage, total=total, facts="")
-            bars.update(tasks[at.stage], completed=done, facts=_facts(at))
+                began[at.stage] = now
+            settled = now - began[at.stage] >= SETTLED_SECONDS
+            bars.update(tasks[at.stage], completed=done, facts=_facts(at, settled=settled))
 
-        yield watch
+        def tell() -> None:
+            bars.update(waiting, description=COMPILING, visible=True)
+
+        with _telling_of_compilation(tell):
+            yield watch
 
 
 class _PlainWatcher:
@@ -155,35 +238,43 @@ class _PlainWatcher:
 
     def __init__(self) -> None:
         self._stage = ""
+        self._began = 0.0
         self._last = 0.0
 
-    def __call__(self, at: RunProgress | RowProgress) -> None:
+    def __call__(self, at: Stage) -> None:
         now = time.monotonic()
         done, total = _counts(at)
+        if at.stage != self._stage:
+            self._began = now
         due = at.stage != self._stage or now - self._last >= PLAIN_SECONDS
         if due or done == total:
-            say(f"{at.stage}: {_facts(at)}")
+            say(f"{at.stage}: {_facts(at, settled=now - self._began >= SETTLED_SECONDS)}")
             self._stage, self._last = at.stage, now
 
 
-def _counts(at: RunProgress | RowProgress) -> tuple[int, int]:
-    """What is done, and what is to be done in all."""
+def _counts(at: Stage) -> tuple[int, int | None]:
+    """What is done, and what is to be done in all, where that is known."""
     from dpads.training_settings import RowProgress
 
+    if isinstance(at, LogProgress):
+        return at.examples, None
     return (at.rows, at.total) if isinstance(at, RowProgress) else (at.iteration, at.iterations)
 
 
-def _facts(at: RunProgress | RowProgress) -> str:
-    """Iterations, speed, time left, epsilon spent; or rows of tables."""
+def _facts(at: Stage, *, settled: bool = True) -> str:
+    """Iterations, speed, time left once it has settled, epsilon spent; or rows; or examples."""
     from dpads.training_settings import RowProgress
 
+    if isinstance(at, LogProgress):
+        return f"{at.examples:,} examples"
     if isinstance(at, RowProgress):
         return f"{at.rows:,}/{at.total:,} rows of tables"
     parts = [
         f"{at.iteration:,}/{at.iterations:,} iterations",
         f"{at.examples_per_second:,.0f} examples/s",
-        f"{duration(at.seconds_left)} left",
     ]
+    if settled:
+        parts.append(f"{duration(at.seconds_left)} left")
     if at.epsilon_spent is not None:
         parts.append(f"epsilon {at.epsilon_spent:.2f}")
     return ", ".join(parts)

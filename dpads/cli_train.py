@@ -5,11 +5,23 @@ from __future__ import annotations
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpads.cli_screen import JsonOption, print_json, print_markdown, print_metrics, say, watching
+from dpads.cli_screen import (
+    JsonOption,
+    LogProgress,
+    print_json,
+    print_markdown,
+    print_metrics,
+    say,
+    watching,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from dpads.config import DataConfig
 
 
 def train(
@@ -30,6 +42,24 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run beside --out.")
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Threads that work; it changes nothing about privacy. Default: one for each core "
+            "that the process may use.",
+        ),
+    ] = None,
+    physical_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Examples in memory at a time; it changes nothing about privacy. Default: the "
+            "whole batch.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a model and write its run: parameters, ledger, metrics, statement."""
@@ -37,18 +67,33 @@ def train(
     from dpads.errors import ConfigError
     from dpads.record import partial_of
     from dpads.run_training import train_config
+    from dpads.training_settings import Performance
 
     if resume and out is None:
         raise ConfigError("--resume goes on with a run beside --out: give --out too.")
     target = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005
     parsed = load_config(config, set_ or ())
+    performance = Performance(threads=threads, physical_batch_size=physical_batch_size)
+    if not resume:  # an interrupted run has prepared its logs
+        _check_logs(parsed.data)
     try:
         with watching() as watch:
-            run = train_config(parsed, out=target, resume=resume, on_progress=watch, on_rows=watch)
+            run = train_config(
+                parsed,
+                performance=performance,
+                out=target,
+                resume=resume,
+                on_prepare=lambda examples: watch(LogProgress(examples)),
+                on_progress=watch,
+                on_rows=watch,
+            )
     except KeyboardInterrupt:
         if partial_of(target).is_dir():
             words = ["dpads", "train", str(config), "--out", str(target), "--resume"]
             words += [word for item in set_ or () for word in ("--set", item)]
+            words += [] if threads is None else ["--threads", str(threads)]
+            if physical_batch_size is not None:
+                words += ["--physical-batch-size", str(physical_batch_size)]
             say(f"Interrupted. Go on with: {shlex.join(words)}")
         else:
             say("Interrupted before training began: nothing was kept.")
@@ -64,6 +109,24 @@ def train(
         print_metrics("Test metrics (exact reads, not covered)", columns)
     print_markdown(result.headline)
     typer.echo(f"\n{target}: model, statement.md, metrics.json, ledger.jsonl")
+
+
+def _check_logs(data: DataConfig) -> None:
+    """Looks for all logs before the first is read, so that the message can name the key.
+
+    Raises:
+        DataError: a key names no log.
+    """
+    from dpads.errors import DataError
+    from dpads.reading import find_logs
+
+    for key, names in (("train", data.train), ("test", data.test)):
+        if not isinstance(names, tuple) or (len(names) == 1 and Path(names[0]).is_dir()):
+            continue
+        try:
+            find_logs(names)
+        except DataError as error:
+            raise DataError(f"data.{key}: {error}") from None
 
 
 def demo(json_: JsonOption = False) -> None:

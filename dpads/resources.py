@@ -32,6 +32,32 @@ PARAMETER_SUMS: Final = 8 + 4  # bytes a thread: the sum in float64, a chunk's p
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryWords:
+    """How a refusal speaks: in the words of the command or the call that was refused.
+
+    Attributes:
+        wanted: what was expected to fit.
+        got: what came instead, up to the number of gigabytes.
+        tables: what to change where tables take most.
+        batch: what to change where the batch takes most.
+    """
+
+    wanted: str
+    got: str
+    tables: str
+    batch: str
+
+
+TRAINING_WORDS: Final = MemoryWords(
+    wanted="a model that fits",
+    got="one that needs",
+    tables="Use fewer buckets or a smaller embedding_dim.",
+    batch="Use a smaller expected_batch_size, or a smaller physical_batch_size: an option of "
+    "`dpads train`, and of dpads.Performance in Python.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Bytes that training takes at its peak, by part.
 
@@ -148,11 +174,14 @@ def _thread_bytes(layout: Layout, parameters: int, widths: list[int]) -> int:
     return math.ceil(SPARE * (chunk + PARAMETER_SUMS * parameters))
 
 
-def check_memory(estimate: MemoryEstimate, *, root: Path = Path("/")) -> None:
+def check_memory(
+    estimate: MemoryEstimate, *, words: MemoryWords = TRAINING_WORDS, root: Path = Path("/")
+) -> None:
     """Refuses what will not fit, before anything is allocated.
 
     Args:
         estimate: what is needed.
+        words: how a refusal speaks.
         root: where /proc and /sys are.
 
     Raises:
@@ -172,16 +201,10 @@ def check_memory(estimate: MemoryEstimate, *, root: Path = Path("/")) -> None:
         if value >= 0.05 * GIGABYTE
     )
     raise ConfigError(
-        f"Expected a model that fits into the {room / GIGABYTE:,.1f} GB of memory that this process can "
-        f"have, got one that needs {estimate.total / GIGABYTE:,.1f} GB ({parts}). {_advice(estimate)}"
+        f"Expected {words.wanted} into the {room / GIGABYTE:,.1f} GB of memory that this process can have, "
+        f"got {words.got} {estimate.total / GIGABYTE:,.1f} GB ({parts}). "
+        + (words.batch if estimate.batch > estimate.tables else words.tables)
     )
-
-
-def _advice(estimate: MemoryEstimate) -> str:
-    """What to change: what the largest part depends on."""
-    if estimate.batch > estimate.tables:
-        return "Use a smaller expected_batch_size or a smaller physical_batch_size."
-    return "Use fewer buckets or a smaller embedding_dim."
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dpads.errors import ConfigError
+from dpads.kernels.workers import available_cores
 from dpads.optimizers import (
     Adam,
     Optimizer,
@@ -21,7 +22,8 @@ class Performance:
     """How the work is done; changing it never changes privacy.
 
     Attributes:
-        threads: for kernels and torch; None for all cores this process may use.
+        threads: for kernels and torch, at most as many as cores that this process may use; None
+            for all of them.
         physical_batch_size: examples in memory at a time; None for the whole batch. The result
             changes by rounding alone.
         checkpoint_seconds: time between checkpoints, where a folder for them was given.
@@ -36,6 +38,11 @@ class Performance:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise ConfigError(f"Expected {name} to be a positive integer, got {value!r}.")
+        if self.threads is not None and self.threads > available_cores():
+            raise ConfigError(
+                f"Expected threads to be at most {available_cores()}, the cores that this process may use, "
+                f"got {self.threads}."
+            )
         if not self.checkpoint_seconds > 0:
             raise ConfigError(
                 f"Expected checkpoint_seconds to be positive, got {self.checkpoint_seconds!r}."
