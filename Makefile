@@ -24,6 +24,7 @@ types: $(READY)
 # torch goes first: the rest then builds on the version that constraints.txt names.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "dpads needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@echo "Installing dpads and what it needs into .venv: about 2.3 GB (more with a CUDA build of torch), some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
