@@ -33,7 +33,7 @@ _BOUNDS = frozenset(
         "rdp", "epsilon_added",
     }
 )  # fmt: skip
-_SECTIONS: Mapping[str, str] = {
+SECTIONS: Mapping[str, str] = {
     "mechanism": "sampler, clipping, noise and iterations",
     "further_runs": "the runs of a joint statement but the first",
     "subject": "model and files",
@@ -80,24 +80,35 @@ def remade(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Itera
         VerificationError: It cannot have been made of any runs; the message names the item.
     """
     runs = runs_of(data)
-    others = _other_versions(data)
+    others = other_versions(data)
     yield _versions(data, others)
     yield from _figures(data, runs, others, on_progress)
     on_progress("making every sentence again")
     yield _checks(data, runs, others)
-    expected = _made_again(data, runs)
-    for key, note in _SECTIONS.items():
-        if key not in data and key not in expected:
-            continue
+    yield from compared(data, _made_again(data, runs), others)
+
+
+def compared(
+    data: Mapping[str, Any], expected: Mapping[str, Any], others: Mapping[str, str]
+) -> Iterator[Finding]:
+    """The items that follow from others, beside the same made again; up to the first difference.
+
+    Args:
+        data: A statement that its schema accepts.
+        expected: The same statement, made again.
+        others: What `other_versions` says.
+    """
+    for key, note in SECTIONS.items():
         stated = {k: v for k, v in data.items() if k == key}
         again = {k: v for k, v in expected.items() if k == key}
         if others:
             again = _adopted(again, data)
         different = first_difference(stated, again, at_least=_BOUNDS if others else frozenset())
         if different is not None:
-            yield Finding(different.item, False, str(different) + _made_by(others))
+            yield Finding(different.item, False, str(different) + made_by(others))
             return
-        yield Finding(key, True, note)
+        if stated.get(key):
+            yield Finding(key, True, note)
 
 
 def _figures(
@@ -129,7 +140,7 @@ def _figures(
     names = [g["id"] for g in data["guarantees"]], [g["id"] for g in expected]
     if names[0] != names[1]:
         note = f"{', '.join(names[0]) or 'none'} are stated, {', '.join(names[1]) or 'none'} recomputed"
-        yield Finding("guarantees", False, note + _made_by(others))
+        yield Finding("guarantees", False, note + made_by(others))
         return
     compared = ("notion", "unit", "group_size", "value", *(() if others else ("accountant",)))
     bounds = _BOUNDS if others else frozenset[str]()
@@ -137,7 +148,7 @@ def _figures(
         one, other = ({key: side[key] for key in compared} for side in (stated, again))
         different = first_difference(one, other, ("guarantees", number), at_least=bounds)
         if different is not None:
-            yield Finding(different.item, False, str(different) + _made_by(others))
+            yield Finding(different.item, False, str(different) + made_by(others))
             return
         yield Finding(f"guarantees/{number}", True, _in_words(stated))
 
@@ -162,7 +173,7 @@ def _checks(data: Mapping[str, Any], runs: JointRuns, others: Mapping[str, str])
             continue
         different = _check_difference(stated, known, path, runs.is_joint)
         if different is not None:
-            return Finding(different.item, False, str(different) + _made_by(others))
+            return Finding(different.item, False, str(different) + made_by(others))
     lacking = [name for name in expected if name not in seen]
     if lacking:
         return Finding("checks", False, f'"{lacking[0]}" is not among them.')
@@ -237,7 +248,7 @@ def _check(stated: Mapping[str, Any]) -> Check:
     )
 
 
-def _other_versions(data: Mapping[str, Any]) -> dict[str, str]:
+def other_versions(data: Mapping[str, Any]) -> dict[str, str]:
     """The deciding packages whose version here is not the statement's, as text for a message."""
     stated = data["transparency"]["versions"]
     here = {name: __version__ if name == "dpads" else version(name) for name in DECIDING}
@@ -266,7 +277,7 @@ def _versions(data: Mapping[str, Any], others: Mapping[str, str]) -> Finding:
     )
 
 
-def _made_by(others: Mapping[str, str]) -> str:
+def made_by(others: Mapping[str, str]) -> str:
     """What else a difference may come from."""
     return f" ({'; '.join(others.values())})" if others else ""
 

@@ -73,13 +73,22 @@ def _plain(data_or_text: Mapping[str, Any] | str | bytes) -> dict[str, Any]:
 
 
 def _findings(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Iterator[Finding]:
-    """Form, then what follows from something else, then digests; each needs those before it."""
-    form = _form(data)
+    """Form first: everything else needs it."""
+    form = form_of(data)
     yield form
-    if not form.held:
-        return
+    if form.held:
+        yield from recomputed(data, on_progress)
+
+
+def recomputed(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Iterator[Finding]:
+    """What follows from something else, up to the first failure; then the digests.
+
+    Args:
+        data: A statement that its schema accepts.
+        on_progress: Called with what is recomputed next, in a few words.
+    """
     on_progress("recomputing the event")
-    yield from _until_it_fails(_recomputed(data, on_progress))
+    yield from until_it_fails(_from_itself(data, on_progress))
     altered = first_altered(data)
     if altered is None:
         yield Finding("section_digests", True, "every item is what was sealed")
@@ -88,13 +97,13 @@ def _findings(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> It
         yield Finding(altered, False, f"{sealed} was altered: the digest is another's.")
 
 
-def _recomputed(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Iterator[Finding]:
+def _from_itself(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Iterator[Finding]:
     """What follows from something else: first what is quick and names the number."""
     yield from agreements(data)
     yield from remade(data, on_progress)
 
 
-def _until_it_fails(findings: Iterator[Finding]) -> Iterator[Finding]:
+def until_it_fails(findings: Iterator[Finding]) -> Iterator[Finding]:
     """Findings up to the first failure, on which the others would build; refusals are failures."""
     from dp_accounting.privacy_accountant import UnsupportedEventError
 
@@ -114,8 +123,8 @@ def _until_it_fails(findings: Iterator[Finding]) -> Iterator[Finding]:
         )
 
 
-def _form(data: Mapping[str, Any]) -> Finding:
-    """The statement is as the schema has it."""
+def form_of(data: Mapping[str, Any]) -> Finding:
+    """Whether the statement is as the schema has it; if not, the first field that is not."""
     from jsonschema import Draft202012Validator, validators
 
     stated = data.get("schema_version")

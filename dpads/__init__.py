@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dpads.schema import Bag, FeatureSchema, Numeric
     from dpads.store import ExampleStore
     from dpads.training import Performance
+    from dpads.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ __all__ = [
     "prepare",
     "synthetic",
     "train",
+    "verify",
 ]
 
 _SUBMODULES = frozenset({"accounting", "errors", "models", "synthetic"})
@@ -121,6 +123,7 @@ _MODULE_OF = {
     "plan_table": "plan",
     "prepare": "preparing",
     "train": "run_training",
+    "verify": "verifying",
 }
 
 

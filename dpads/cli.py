@@ -61,6 +61,7 @@ app.command()(cli_train.train)
 app.command()(cli_results.evaluate)
 app.command()(cli_results.predict)
 app.command()(cli_results.statement)
+app.command()(cli_results.verify)
 app.command()(cli_bench.bench)
 
 

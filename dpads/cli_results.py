@@ -1,14 +1,28 @@
-"""Commands on a finished run: evaluate, predict, statement."""
+"""Commands on a finished run: evaluate, predict, statement, verify."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpads.cli_screen import JsonOption, console, print_json, print_markdown, print_metrics, say
+from dpads.cli_screen import (
+    JsonOption,
+    console,
+    fail,
+    measuring,
+    print_json,
+    print_markdown,
+    print_metrics,
+    say,
+)
+from dpads.errors import VerificationError
+
+if TYPE_CHECKING:
+    from dpads.accounting.findings import Finding
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 DataArgument = Annotated[
@@ -21,6 +35,7 @@ class StatementFormat(StrEnum):
 
     MD = "md"
     JSON = "json"
+    HTML = "html"
 
 
 def evaluate(
@@ -73,16 +88,100 @@ def predict(
 
 
 def statement(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run. Several runs on the same rows are stated together.",
+        ),
+    ],
     format_: Annotated[
-        StatementFormat, typer.Option("--format", help="Markdown for people, JSON for machines.")
+        StatementFormat,
+        typer.Option("--format", help="Markdown or one HTML page for people, JSON for machines."),
     ] = StatementFormat.MD,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public", help="Leave out what was read off private rows: the copy to release."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write to this file, which must not exist, and do not print."),
+    ] = None,
 ) -> None:
     """Print what is guaranteed about the model, on which assumptions, and what is not covered."""
+    from dpads.record import new_file, write_text
+    from dpads.report import build_joint_statement
     from dpads.run import Run
 
-    result = Run.load(run).statement()
+    if out is not None:
+        new_file(out)
+    loaded = [Run.load(run) for run in runs]
+    with measuring() as show:
+
+        def groups(done: int, of: int) -> None:
+            show(f"computing the guarantee for users: {done} of {of} deltas")
+
+        if len(loaded) == 1:
+            result = loaded[0].statement(groups)
+        else:
+            result = build_joint_statement(loaded, on_progress=groups)
+    if public:
+        result = result.public()
     if format_ is StatementFormat.JSON:
-        typer.echo(result.to_json())
+        text = result.to_json()
+    elif format_ is StatementFormat.HTML:
+        from dpads.accounting.page import to_html
+
+        text = to_html(result.data)
     else:
-        print_markdown(result.to_markdown())
+        text = result.to_markdown()
+    if out is not None:
+        write_text(out, text)
+        say(f"{out}: written")
+    elif format_ is StatementFormat.MD:
+        print_markdown(text)
+    else:
+        typer.echo(text)
+
+
+def verify(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|STATEMENT", help="Folder of a run, or a statement in JSON."),
+    ],
+    json_: JsonOption = False,
+) -> None:
+    """Recompute everything that is claimed; end with 1 and name the first item that does not hold."""
+    from dpads.verifying import verify as verify_path
+
+    with measuring() as show:
+        result = verify_path(path, on_progress=show)
+    if json_:
+        print_json(result.to_dict())
+    else:
+        _print_findings(result.findings)
+    first = result.first_failure
+    if first is not None:
+        fail(VerificationError(str(first)))
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """What was recomputed: a table on a terminal, a line for each item elsewhere."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = console()
+    if not screen.is_terminal:
+        for found in findings:
+            typer.echo(f"{'holds' if found.held else 'FAILS'}  {found}")
+        return
+    table = Table("Recomputed", "", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    for found in findings:
+        # As text, not as markup: a statement may come from anybody.
+        mark = Text("holds", style="green") if found.held else Text("fails", style="bold red")
+        table.add_row(Text(found.item, overflow="fold"), mark, Text(found.note))
+    screen.print(table)

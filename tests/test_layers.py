@@ -19,7 +19,7 @@ LAYERS = [
         "synthetic", "resources", "preparing", "units",
     },
     {"training", "checkpoint", "evaluation", "benching"},
-    {"cli", "report", "record", "run"},
+    {"cli", "report", "record", "run", "verifying"},
 ]  # fmt: skip
 # The package's own front door and the console script stand above all layers.
 ABOVE = {"__init__", "__main__"}
