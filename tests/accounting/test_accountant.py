@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import dp_accounting as dp
 import mpmath
 import numpy as np
 import pytest
-from closed_forms import exact_gaussian
+from closed_forms import exact_gaussian, gaussian_delta
 
 from dpads.accounting import events
 from dpads.accounting.accountant import (
     Relation,
     Tier,
     default_delta,
+    delta_of,
+    deltas_of,
     epsilon_of,
     profile,
     rdp_epsilon,
@@ -28,7 +31,7 @@ from dpads.accounting.grid import VALUE_DISCRETIZATION_INTERVAL, grid_interval
 from dpads.accounting.mixtures import Mixture, mixture_distribution
 from dpads.accounting.precision import compose, composition_error
 from dpads.accounting.relation import neighboring_relation
-from dpads.errors import ConfigError
+from dpads.errors import ConfigError, InputError
 
 SLACK = 1 + events.SENSITIVITY_SLACK
 ADD, ZERO, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.ZERO_OUT, Relation.REPLACE_ONE
@@ -51,7 +54,35 @@ def test_closed_form_of_the_plain_gaussian(
         assert loss.rdp_epsilon >= exact
 
 
+@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 20.0])
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 1.0, 4.0])
+@pytest.mark.parametrize(("relation", "sensitivity"), [(ADD, 1.0), (ZERO, 1.0), (REPLACE, 2.0)])
+def test_closed_form_of_the_plain_gaussians_delta(
+    noise_multiplier: float, epsilon: float, relation: Relation, sensitivity: float
+) -> None:
+    exact = gaussian_delta(sensitivity / noise_multiplier, epsilon)
+    delta = delta_of(events.gaussian(noise_multiplier * SLACK), epsilon, relation)
+    assert exact * (1 - 1e-12) <= delta <= exact * 1.001 + 1e-14
+
+
+@pytest.mark.parametrize("delta", [1e-4, 1e-9])
+def test_closed_form_of_passes_in_a_fixed_order(delta: float) -> None:
+    event = events.fixed_order(2.0 * SLACK, 4)
+    exact = exact_gaussian(1.0, delta)
+    loss = epsilon_of(event, delta, ZERO)
+    assert exact - 1e-9 <= loss.epsilon <= exact * 1.0005 + 2e-3
+    assert loss.rdp_epsilon is not None
+    assert loss.rdp_epsilon >= exact
+    for relation in (ADD, REPLACE):
+        with pytest.raises(ConfigError, match="zero_out"):
+            epsilon_of(event, delta, relation)
+
+
 def test_composition_of_plain_gaussians_is_one_gaussian() -> None:
+    very_many = events.self_composed(events.gaussian(1e5 * SLACK), 10**10)
+    assert epsilon_of(very_many, 1e-10, ADD).epsilon == pytest.approx(
+        exact_gaussian(1, 1e-10), rel=1e-3
+    )
     many = epsilon_of(events.self_composed(events.gaussian(30.0), 900), 1e-6, ADD).epsilon
     assert many == pytest.approx(epsilon_of(events.gaussian(1.0), 1e-6, ADD).epsilon, rel=1e-6)
 
@@ -203,6 +234,114 @@ def test_pld_is_not_above_rdp_at_two_hundred_more(
     assert loss.rdp_epsilon is not None
     if loss.rdp_epsilon < 500:
         assert loss.pld_epsilon <= loss.rdp_epsilon + VALUE_DISCRETIZATION_INTERVAL
+
+
+@pytest.mark.parametrize(("sampling_prob", "noise", "iterations", "_"), _random_runs(25))
+def test_below_1e_10_the_smaller_bound_is_reported(
+    sampling_prob: float, noise: float, iterations: int, _: float
+) -> None:
+    event = events.dp_sgd(noise, sampling_prob, iterations)
+    before = epsilon_of(event, 1e-10, ADD).epsilon
+    for delta in (1e-11, 1e-13, 1e-15, 1e-18, 1e-100):
+        loss = epsilon_of(event, delta, ADD)
+        assert loss.pld_epsilon is not None
+        assert loss.rdp_epsilon is not None
+        assert loss.epsilon == min(loss.pld_epsilon, loss.rdp_epsilon) < math.inf
+        assert (loss.accountant == "rdp") == (loss.rdp_epsilon < loss.pld_epsilon)
+        assert loss.epsilon >= before - 1e-9
+        before = loss.epsilon
+
+
+@pytest.mark.parametrize(("sampling_prob", "noise", "iterations", "delta"), _random_runs(40))
+def test_epsilon_falls_with_noise_and_rises_with_iterations_everywhere(
+    sampling_prob: float, noise: float, iterations: int, delta: float
+) -> None:
+    epsilon = epsilon_of(events.dp_sgd(noise, sampling_prob, iterations), delta, ADD).epsilon
+    more_noise = events.dp_sgd(noise * 1.1, sampling_prob, iterations)
+    longer = events.dp_sgd(noise, sampling_prob, math.ceil(iterations * 1.2))
+    assert epsilon_of(more_noise, delta, ADD).epsilon < epsilon or epsilon == 0.0
+    assert epsilon_of(longer, delta, ADD).epsilon > epsilon or epsilon == 0.0
+
+
+@pytest.mark.parametrize(("sampling_prob", "noise", "iterations", "delta"), _random_runs(40))
+def test_delta_is_the_inverse_of_epsilon_from_above(
+    sampling_prob: float, noise: float, iterations: int, delta: float
+) -> None:
+    event = events.dp_sgd(noise, sampling_prob, iterations)
+    for relation in Relation:
+        epsilon = epsilon_of(event, delta, relation).epsilon
+        if epsilon < 300.0:
+            back = delta_of(event, epsilon, relation)
+            assert back <= delta * 1.05
+            assert back >= delta * 0.8 or epsilon < 1.0  # a small epsilon is rounded up by the grid
+    points = (0.0, 0.01, 0.5, 1.0, 5.0, 1e3, 1e300)
+    deltas = deltas_of(event, points, ADD)
+    assert list(deltas) == sorted(deltas, reverse=True)
+    assert all(0.0 < bound <= 1.0 for bound in deltas)
+    assert deltas[2] == delta_of(event, 0.5, ADD)
+
+
+def test_delta_of_what_only_rdp_knows() -> None:
+    event = events.repeat_and_select(GOLDEN_RUN, mean=20, shape=1.0)
+    epsilon = epsilon_of(event, 1e-8, ADD).epsilon
+    assert delta_of(event, epsilon, ADD) == pytest.approx(1e-8, rel=1e-6)
+    assert 0.5 < delta_of(event, 0.0, ADD) <= 1.0
+    with pytest.raises(dp.UnsupportedEventError):
+        delta_of(event, 1.0, REPLACE)
+
+
+@pytest.mark.parametrize("relation", list(Relation))
+def test_delta_of_no_noise_is_one(relation: Relation) -> None:
+    assert delta_of(events.dp_sgd(0.0, 0.01, 10), 1e6, relation) == 1.0
+    assert delta_of(events.NO_OP, 0.0, relation) <= 1e-15
+
+
+@pytest.mark.parametrize("epsilon", [-1e-9, math.nan, math.inf, -math.inf, True, "1", None])
+def test_epsilon_that_is_no_finite_number_from_0_is_refused(epsilon: float) -> None:
+    with pytest.raises(ConfigError, match="epsilon"):
+        delta_of(GOLDEN_RUN, epsilon, ADD)
+
+
+@pytest.mark.parametrize("relation", [ADD, REPLACE])
+def test_delta_too_needs_the_relation_of_its_sampler(relation: Relation) -> None:
+    with pytest.raises(ConfigError, match="zero_out"):
+        delta_of(events.fixed_order(1.0, 1), 1.0, relation)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kind": "gaussian", "noise_multiplier": math.nan},
+        {"kind": "gaussian", "noise_multiplier": {1, 2}},
+        {"kind": "self_composed", "event": events.gaussian(1.0), "count": math.inf},
+        None,
+    ],
+)
+def test_events_that_json_cannot_hold_are_refused_by_name(event: Any) -> None:
+    for of in (epsilon_of, delta_of, rough_epsilon, rdp_epsilon):
+        with pytest.raises(InputError, match="event"):
+            of(event, 0.5, ADD)
+
+
+@pytest.mark.parametrize("sampling_prob", [5e-324, 1e-16, 1 - 2.0**-53])
+@pytest.mark.parametrize("noise", [0.3, 1e9])
+@pytest.mark.parametrize("relation", list(Relation))
+def test_extreme_sampling_neither_crashes_nor_flatters(
+    sampling_prob: float, noise: float, relation: Relation
+) -> None:
+    event = events.dp_sgd(noise, sampling_prob, 3)
+    loss = epsilon_of(event, 1e-9, relation)
+    everyone = epsilon_of(events.dp_sgd(noise, 1.0, 3), 1e-9, relation).epsilon
+    assert 0.0 <= loss.epsilon <= everyone * (1 + 1e-3) + 2e-3
+    assert delta_of(event, 0.0, relation) > 0.0
+    if sampling_prob > 0.5 and relation is not REPLACE:  # there the rest caps the loss
+        assert loss.epsilon >= everyone * (1 - 1e-3) - 2e-3
+
+
+def test_a_truncated_sample_of_next_to_nothing_is_refused() -> None:
+    event = events.truncated_poisson(1.0, 1e-300, 1, dataset_size=10, max_batch_size=3)
+    with pytest.raises(InputError, match="sampling_prob"):
+        epsilon_of(event, 1e-9, ZERO)
 
 
 def _extended_precision() -> bool:

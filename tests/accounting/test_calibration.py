@@ -87,6 +87,26 @@ def test_noise_multiplier_meets_its_target_from_below_within_a_thousandth(
     assert spent >= epsilon * (1 - TOLERANCE) or noise == SMALLEST_NOISE_MULTIPLIER
 
 
+@pytest.mark.parametrize("epsilon", [0.3, 2.0, 9.0])
+@pytest.mark.parametrize(
+    "event_of",
+    [
+        lambda x: events.fixed_order(x, 3),
+        lambda x: events.truncated_poisson(
+            x, 16384 / N, 500, dataset_size=N, max_batch_size=16384 + 6 * 128
+        ),
+        lambda x: events.for_group(events.dp_sgd(x, 1e-3, 500), 4),
+    ],
+    ids=["fixed_order", "truncated_poisson", "group"],
+)
+def test_every_scheme_meets_its_target_from_below_within_a_thousandth(
+    event_of: Callable[[float], events.EventTree], epsilon: float
+) -> None:
+    noise = smallest_noise_multiplier(event_of, epsilon, 1e-8, ZERO)
+    spent = epsilon_of(event_of(noise), 1e-8, ZERO).epsilon
+    assert epsilon * (1 - TOLERANCE) <= spent <= epsilon
+
+
 @pytest.mark.parametrize("epsilon", [0.001, 0.01, 30.0])
 def test_small_and_large_budgets_are_met_from_below(epsilon: float) -> None:
     noise = smallest_noise_multiplier(lambda x: events.dp_sgd(x, 0.01, 100), epsilon, 1e-8, ADD)
