@@ -21,6 +21,25 @@ from dpads.accounting.relation import Relation
 
 _FEWEST_POINTS = 3  # of a profile in the schema
 
+# What is to be told apart, and what a test of it finds at most.
+_IN_WORDS: Mapping[Relation, tuple[str, str]] = {
+    Relation.ADD_OR_REMOVE_ONE: (
+        "whether one {unit} was among the training data",
+        "A test that wrongly finds {fpr} of those that were not in finds at most {tpr} of those that "
+        "were.",
+    ),
+    Relation.ZERO_OUT: (
+        "whether one {unit} was in the training data or was emptied",
+        "A test that wrongly finds {fpr} of those that were emptied finds at most {tpr} of those that "
+        "were in.",
+    ),
+    Relation.REPLACE_ONE: (
+        "which of two candidates one {unit} of the training data was",
+        "A test that names the first in {fpr} of the cases where it was the second names it in at "
+        "most {tpr} of those where it was the first.",
+    ),
+}
+
 
 def guarantees_of(
     event: EventTree,
@@ -114,16 +133,12 @@ def meaning_of(event: EventTree, *, relation: Relation, unit: str) -> dict[str, 
     bounds = attack_bounds(event, Relation(relation))
     advantage, tpr = round_up(bounds.advantage, 4), round_up(bounds.tpr, 4)
     accuracy = round_up((1.0 + advantage) / 2.0, 4)
-    question = {
-        Relation.ADD_OR_REMOVE_ONE: f"whether one {unit} was among the training data",
-        Relation.ZERO_OUT: f"whether one {unit} was in the training data or was emptied",
-        Relation.REPLACE_ONE: f"which of two candidates one {unit} of the training data was",
-    }[Relation(relation)]
+    question, test = _IN_WORDS[Relation(relation)]
+    told = question.format(unit=unit)
     text = (
         f"Whoever knows everything else, and holds both answers for equally likely beforehand, tells "
-        f"{question} with an accuracy of at most {_percent(accuracy)} (guessing: 50 %). A test that "
-        f"is wrong about {_percent(bounds.fpr)} of those that were not in is right about at most "
-        f"{_percent(tpr)} of those that were."
+        f"{told} with an accuracy of at most {_percent(accuracy)} (guessing: 50 %). "
+        + test.format(fpr=_percent(bounds.fpr), tpr=_percent(tpr))
     )
     return {
         "for_guarantee": "G1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,14 +60,15 @@ SECTIONS: Mapping[str, str] = {
 }
 """What is made again, in the order in which it is compared."""
 
-_WORST_OF_RUNS = frozenset(
+_OF_SOME_RUNS = frozenset(
     {
         "adjacency.n_public", "features.nothing_fitted", "initialisation.data_independent",
         "calibration.accounted", "reference.kept_inside", "evaluation.kept_inside",
         "tuning.declared",
     }
 )  # fmt: skip
-"""Checks whose text says of which runs they are, which a joint statement says nowhere else."""
+"""Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
+_IN_RUN = re.compile(r'In run [0-9]+(?: \("[^"]*"\))?: ')
 
 
 def remade(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Iterator[Finding]:
@@ -105,7 +107,8 @@ def compared(
             again = _adopted(again, data)
         different = first_difference(stated, again, at_least=_BOUNDS if others else frozenset())
         if different is not None:
-            yield Finding(different.item, False, str(different) + made_by(others))
+            follows = f" ({note})" if note.startswith("from ") else ""
+            yield Finding(different.item, False, f"{different}{follows}{made_by(others)}")
             return
         if stated.get(key):
             yield Finding(key, True, note)
@@ -185,27 +188,33 @@ def _check_difference(
 ) -> Difference | None:
     """Where a check is not what it should be."""
     keys = ["assumption", "load_bearing", "effect_if_false", "cost", "result"]
-    worse = (
-        stated["result"] in (Result.VIOLATED, Result.UNKNOWN) and expected["result"] == Result.HOLDS
-    )
+    name, result = stated["id"], stated["result"]
+    worse = result in (Result.VIOLATED, Result.UNKNOWN) and expected["result"] == Result.HOLDS
+    of_some_runs = joint and name in _OF_SOME_RUNS
     if worse:
         keys.remove("result")
-    elif not (joint and stated["id"] in _WORST_OF_RUNS):
-        keys += ["basis", "asserted_by", "note", "evidence"]
     else:
-        keys.remove("assumption")
+        keys += ["note", "evidence"]
+    if not worse and not of_some_runs:
+        keys += ["basis", "asserted_by"]
+    if of_some_runs and name == "calibration.accounted":
+        keys.remove("evidence")
     one, other = (
-        {key: _without_plan(side[key]) for key in keys if key in side}
+        {key: _comparable(side[key], of_some_runs) for key in keys if key in side}
         for side in (stated, expected)
     )
     return first_difference(one, other, path)
 
 
-def _without_plan(value: Any) -> Any:
-    """Evidence but for the plan's digest: the plan is in no statement."""
+def _comparable(value: Any, of_some_runs: bool) -> Any:
+    """Part of a check, but for what a statement says nowhere else: the plan's digest, of which runs."""
+    if isinstance(value, str) and of_some_runs:
+        return sorted({text.strip() for text in _IN_RUN.split(value)} - {""})
     if not isinstance(value, list):
         return value
-    return [item for item in value if item["ref"] != "the resolved plan"]
+    plan = "the resolved plan"
+    bare = [{**item, "sha256": ""} if item["ref"] == plan else item for item in value]
+    return [item for number, item in enumerate(bare) if item not in bare[:number]]
 
 
 @dataclass(frozen=True)

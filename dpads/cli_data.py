@@ -101,6 +101,7 @@ def plan(
         raise ConfigError(_missing("--epsilon", "epsilon", config))
     sizes = batch_size or [size for size in DEFAULT_BATCH_SIZES if size <= examples] or [examples]
     with console(stderr=True).status("calibrating"):
+        sampler = "poisson" if parsed is None else parsed.privacy.sampler
         rows = plan_table(
             examples,
             epsilon=epsilon,
@@ -108,6 +109,7 @@ def plan(
             batch_sizes=sizes,
             epochs=epochs or DEFAULT_EPOCHS,
             l2_clip_norm=l2_clip_norm,
+            sampler=sampler,
         )
         spec = PrivacySpec(epsilon=epsilon, delta=delta, dataset_size=examples)
         used = resolve(spec, expected_batch_size=sizes[0], epochs=1.0).delta

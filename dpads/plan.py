@@ -347,6 +347,7 @@ def plan_table(
     batch_sizes: Iterable[int] = (256, 1024, 4096, 16384),
     epochs: Iterable[float] = (1, 5),
     l2_clip_norm: float = 1.0,
+    sampler: str = "poisson",
 ) -> list[PlanRow]:
     """Noise and cost of a budget over batch sizes and epochs, before any data is touched.
 
@@ -357,6 +358,7 @@ def plan_table(
         batch_sizes: Expected batch sizes, in units.
         epochs: Passes over the data.
         l2_clip_norm: Largest norm of one unit's gradient; it only scales noise_per_coordinate.
+        sampler: As in `PrivacySpec`.
 
     Returns:
         One row per batch size and number of epochs, in that order.
@@ -365,7 +367,7 @@ def plan_table(
         ConfigError: A value out of range, or a batch larger than the number of examples.
         BudgetError: The budget is too small.
     """
-    privacy = PrivacySpec(epsilon=epsilon, delta=delta, dataset_size=examples)
+    privacy = PrivacySpec(epsilon=epsilon, delta=delta, dataset_size=examples, sampler=sampler)
     passes = tuple(epochs)
     rows = []
     for size in batch_sizes:

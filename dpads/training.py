@@ -16,7 +16,7 @@ from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
 from dpads.drawing import BatchSource, Drawn, Piece
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
-from dpads.kernels.workers import available_cores, followed_by, get_workers, set_threads
+from dpads.kernels.workers import followed_by, get_workers, set_threads
 from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import check_table_optimizer
@@ -92,11 +92,6 @@ class Trainer:
     ) -> None:
         """Builds every part of the mechanism from the plan's numbers."""
         store.check_labels()
-        if performance.threads is not None and performance.threads > available_cores():
-            raise ConfigError(
-                f"Expected threads to be at most {available_cores()}, the cores that this process may use, "
-                f"got {performance.threads}."
-            )
         set_threads(performance.threads)
         self._store = store
         self._plan = plan

@@ -308,3 +308,16 @@ def test_plan_table_has_noise_and_cost_of_every_combination() -> None:
     assert clipped[0].noise_per_coordinate == rows[0].noise_per_coordinate / 2
     with pytest.raises(ConfigError, match="sampling_prob"):
         plan_table(100, epsilon=1.0, batch_sizes=[101])
+
+
+def test_a_table_of_plans_is_for_the_sampler_that_will_run() -> None:
+    rows = {
+        name: plan_table(
+            1000, epsilon=3.0, delta=1e-6, batch_sizes=[100], epochs=[2], sampler=name
+        )[0]
+        for name in ("poisson", "fixed_order")
+    }
+    spec = PrivacySpec(epsilon=3.0, delta=1e-6, dataset_size=1000, sampler="fixed_order")
+    plan = resolve(spec, expected_batch_size=100, epochs=2)
+    assert rows["fixed_order"].noise_multiplier == plan.mechanism.noise_multiplier
+    assert rows["fixed_order"].noise_multiplier > rows["poisson"].noise_multiplier

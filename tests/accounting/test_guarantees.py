@@ -195,8 +195,9 @@ def test_meaning_is_the_plain_gaussians_rounded_up() -> None:
 def test_meaning_is_told_in_words_with_its_numbers(relation: Relation, unit: str) -> None:
     meaning = meaning_of(SMALL_RUN, relation=relation, unit=unit)
     assert unit in meaning["text"]
-    for share in (meaning["accuracy"], meaning["tpr"], meaning["fpr"]):
-        assert f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %" in meaning["text"]
+    for name in ("accuracy", "tpr", "fpr"):
+        percent = f"{100 * meaning[name]:.2f}".rstrip("0").rstrip(".") + " %"
+        assert (f"at most {percent}" if name != "fpr" else percent) in meaning["text"]
     assert meaning["text"].count(". ") == 1
 
 
