@@ -36,7 +36,22 @@ class LogProgress:
     stage: str = "preparing"
 
 
-Stage: TypeAlias = "RunProgress | RowProgress | LogProgress"
+@dataclass(frozen=True)
+class GroupProgress:
+    """How far the guarantee for users is computed.
+
+    Attributes:
+        done: deltas done.
+        total: of how many.
+        stage: what is shown.
+    """
+
+    done: int
+    total: int
+    stage: str = "guarantee for users"
+
+
+Stage: TypeAlias = "RunProgress | RowProgress | LogProgress | GroupProgress"
 
 
 class Watcher(Protocol):
@@ -258,6 +273,8 @@ def _counts(at: Stage) -> tuple[int, int | None]:
 
     if isinstance(at, LogProgress):
         return at.examples, None
+    if isinstance(at, GroupProgress):
+        return at.done, at.total
     return (at.rows, at.total) if isinstance(at, RowProgress) else (at.iteration, at.iterations)
 
 
@@ -267,6 +284,8 @@ def _facts(at: Stage, *, settled: bool = True) -> str:
 
     if isinstance(at, LogProgress):
         return f"{at.examples:,} examples"
+    if isinstance(at, GroupProgress):
+        return f"{at.done} of {at.total} deltas"
     if isinstance(at, RowProgress):
         return f"{at.rows:,}/{at.total:,} rows of tables"
     parts = [

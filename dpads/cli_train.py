@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpads.cli_screen import (
+    GroupProgress,
     JsonOption,
     LogProgress,
     print_json,
@@ -86,6 +87,7 @@ def train(
                 on_prepare=lambda examples: watch(LogProgress(examples)),
                 on_progress=watch,
                 on_rows=watch,
+                on_statement=lambda done, total: watch(GroupProgress(done, total)),
             )
     except KeyboardInterrupt:
         if partial_of(target).is_dir():
