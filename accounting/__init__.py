@@ -5,8 +5,12 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
 
     canonical     one byte string per JSON value, and its digest
     events        what ran, as a JSON tree of mechanisms; the one place that builds `DpEvent`s
-    accountant    epsilon of an event: the smaller of two upper bounds (PLD and RDP)
-    precision     PLD composition with its numerical error bounded
+    accountant    epsilon of an event, and delta: the smaller of two upper bounds (pld and renyi)
+    precision     PLD composition with its numerical error bounded; grid: what losses are rounded to
+    mixtures      the privacy loss of Poisson batches, of one unit and of groups
+    notions       one event in other words: RDP, zCDP, GDP, and what an attacker gains
+    group         the event as a user with several units sees it, kept in a disk cache
+    guarantees    all of these in the schema's form; tuning: what choosing among runs costs
     calibration   the noise, iterations or batch size that meet a target epsilon from below
     mechanism     the promise that is wanted and the mechanism that keeps it, as plain numbers
     ledger        the append-only, hash-chained list of every access to private data

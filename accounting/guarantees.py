@@ -25,18 +25,24 @@ _FEWEST_POINTS = 3  # of a profile in the schema
 _IN_WORDS: Mapping[Relation, tuple[str, str]] = {
     Relation.ADD_OR_REMOVE_ONE: (
         "whether one {unit} was among the training data",
-        "A test that wrongly finds {fpr} of those that were not in finds at most {tpr} of those that "
-        "were.",
+        (
+            "A test that wrongly finds {fpr} of those that were not in finds at most {tpr} of those that "
+            "were."
+        ),
     ),
     Relation.ZERO_OUT: (
         "whether one {unit} was in the training data or was emptied",
-        "A test that wrongly finds {fpr} of those that were emptied finds at most {tpr} of those that "
-        "were in.",
+        (
+            "A test that wrongly finds {fpr} of those that were emptied finds at most {tpr} of those that "
+            "were in."
+        ),
     ),
     Relation.REPLACE_ONE: (
         "which of two candidates one {unit} of the training data was",
-        "A test that names the first in {fpr} of the cases where it was the second names it in at "
-        "most {tpr} of those where it was the first.",
+        (
+            "A test that names the first in {fpr} of the cases where it was the second names it in at "
+            "most {tpr} of those where it was the first."
+        ),
     ),
 }
 
