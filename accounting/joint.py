@@ -198,8 +198,9 @@ class JointRuns:
         if run.train_fingerprint != self.first.train_fingerprint:
             raise ConfigError(
                 f"Expected all runs on the same training rows, but those of {self.name(index)} are "
-                f"others than those of {self.name(0)} (another store, or split or capped by another "
-                "init_seed). State each run alone, and name the others under [statement] tuning."
+                f"others than those of {self.name(0)}: another store, even of the same logs, or another "
+                "init_seed. Prepare the logs once (dpads prepare) and train every run from that store; of "
+                "these, state each alone, and name the others under [statement] tuning."
             )
 
     def _check_sizes(self) -> None:
