@@ -205,6 +205,7 @@ def for_group(event: EventTree, group_size: int) -> EventTree:
     References:
         Ganesh (2024), arXiv 2401.10294: group privacy of DP-SGD by mixtures of Gaussians.
         Choquette-Choo et al. (2023), arXiv 2310.15526, Corollary 4.7: vectors by their norms.
+        Zhu, Dong and Wang (2022), arXiv 2106.08567, Theorem 10: dominating pairs compose.
     """
     _count({"group_size": group_size}, "group_size")
     if group_size == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -294,6 +295,19 @@ def test_other_code_or_libraries_make_other_figures(
     monkeypatch.setattr(group, "_versions", lambda: ["another"])
     group_profile(SMALL_RUN, 2, ADD, [1e-6])
     assert len(computed) == 2
+
+
+def test_the_code_that_figures_follow_from_is_all_of_it() -> None:
+    reached, left = set[str](), ["group"]
+    while left:
+        name = left.pop()
+        reached.add(name)
+        source = Path(group.__file__).with_name(f"{name}.py").read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dpads.accounting"):
+                parts = str(node.module).split(".")[2:] or [alias.name for alias in node.names]
+                left.extend(part for part in parts if part not in reached)
+    assert set(group._CODE) == reached
 
 
 def _damages(content: dict[str, Any]) -> list[bytes]:
