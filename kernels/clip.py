@@ -364,18 +364,17 @@ def merged_sum(
         first: the run that `out[0]` belongs to.
         out: float64[k, dim], written: runs first:first + k.
     """
+    # Fresh memory: sums into `out` itself would be checked for overlap with every gradient that is added.
+    part, total = np.empty(out.shape[1]), np.empty(out.shape[1])
     for r in range(len(out)):
         start, end = runs.starts[first + r], runs.starts[first + r + 1]
-        total = out[r]
-        for j in range(len(total)):
-            total[j] = 0.0
+        total[:] = 0.0
         if end - start <= SUMMED_AT_A_TIME:
             _add_places(grads, places, factors, start, end, total)
-            continue
-        block = np.empty(len(total))
-        for begin in range(start, end, SUMMED_AT_A_TIME):
-            block[:] = 0.0
-            stop = min(begin + SUMMED_AT_A_TIME, end)
-            _add_places(grads, places, factors, begin, stop, block)
-            for j in range(len(total)):
-                total[j] += block[j]
+        else:
+            for begin in range(start, end, SUMMED_AT_A_TIME):
+                part[:] = 0.0
+                stop = min(begin + SUMMED_AT_A_TIME, end)
+                _add_places(grads, places, factors, begin, stop, part)
+                total += part
+        out[r] = total

@@ -20,6 +20,9 @@ from dpads.kernels.merge import Runs, SortedPlaces
 from dpads.kernels.workers import ROWS_PER_TASK, over
 
 
+SUMMED_ROWS = 128  # at a time: their sums stay in the first-level cache
+
+
 class Move(NamedTuple):
     """row <- decay * row + factor * sum - stddev * normals.
 
@@ -83,10 +86,15 @@ def _move_lanes(
         if len(history) > 0:
             history[row] = move.step
         values, total = array[row], sums[lane]
-        for j in range(dim):
-            moved = move.decay * np.float64(values[j]) + move.factor * total[j]
-            noise = move.stddev * np.float64(normals[j * LANES + lane])
-            values[j] = np.float32(moved - noise)
+        if move.stddev > 0.0:
+            for j in range(dim):
+                moved = move.decay * np.float64(values[j]) + move.factor * total[j]
+                noise = move.stddev * np.float64(normals[j * LANES + lane])
+                values[j] = np.float32(moved - noise)
+        else:
+            for j in range(dim):
+                moved = move.decay * np.float64(values[j]) + move.factor * total[j]
+                values[j] = np.float32(moved)
 
 
 @njit(cache=True, nogil=True)
@@ -125,15 +133,17 @@ def move_merged(
 ) -> None:
     """Moves the rows of runs first:last by their `clip.merged_sum`s, of which a few are kept at a time."""
     dim = array.shape[1]
-    scratch, sums = _scratch(move.key, dim), np.empty((LANES, dim))
-    for start in range(first, last, LANES):
-        count = min(LANES, last - start)
-        for ahead in range(start, start + count):
-            row = runs.rows[ahead]
-            prefetch(array.ctypes.data + row * dim * array.itemsize)
-            prefetch(history.ctypes.data + row * history.itemsize)
+    scratch, sums = _scratch(move.key, dim), np.empty((SUMMED_ROWS, dim))
+    for start in range(first, last, SUMMED_ROWS):
+        count = min(SUMMED_ROWS, last - start)
         merged_sum(grads, places, factors, runs, start, sums[:count])
-        _move_lanes(array, history, runs.rows, start, sums[:count], move, scratch)
+        for lanes in range(0, count, LANES):
+            few = sums[lanes : min(lanes + LANES, count)]
+            for ahead in range(start + lanes + LANES, min(start + lanes + 2 * LANES, last)):
+                row = runs.rows[ahead]
+                prefetch(array.ctypes.data + row * dim * array.itemsize)
+                prefetch(history.ctypes.data + row * history.itemsize)
+            _move_lanes(array, history, runs.rows, start + lanes, few, move, scratch)
 
 
 def move_others(array: NDArray[np.float32], but: NDArray[np.int64], move: Move) -> None:
