@@ -19,7 +19,6 @@ from dpads.kernels.memory import prefetch
 from dpads.kernels.merge import Runs, SortedPlaces
 from dpads.kernels.workers import ROWS_PER_TASK, over
 
-
 SUMMED_ROWS = 128  # at a time: their sums stay in the first-level cache
 
 
