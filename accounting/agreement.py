@@ -19,6 +19,7 @@ from dpads.accounting.events import (
     EventTree,
     composed,
     effective_noise_multiplier,
+    leaves,
     to_dp_event,
 )
 from dpads.accounting.findings import Finding
@@ -195,7 +196,8 @@ def _event(
         for _ in range(item["count"])
     ]
     expected = dict(NO_OP) if config.noise_multiplier == 0.0 else config.event()
-    different = first_difference(expected, composed(entries), ("accounting", "entries"))
+    covered = composed(entries)
+    different = first_difference(expected, covered, ("accounting", "entries"))
     if different is None:
         return Finding("accounting/entries", True, f"the event of {prefix}, made again")
     if not _holds(data, "sampling.matches_accounting"):
@@ -205,6 +207,8 @@ def _event(
     if not entries:
         return Finding("accounting/entries", False, f"none of them is of the run of {prefix}.")
     source = _SOURCES.get(different.item.rpartition("/")[2], "sampler/kind")
+    if {leaf["kind"] for leaf in leaves(expected)} != {leaf["kind"] for leaf in leaves(covered)}:
+        source = "sampler/kind" if config.noise_multiplier > 0.0 else "noise/noise_multiplier"
     return Finding(
         f"{prefix}/{source}",
         False,

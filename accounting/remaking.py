@@ -91,7 +91,11 @@ def remade(data: Mapping[str, Any], on_progress: Callable[[str], None]) -> Itera
 
 
 def compared(
-    data: Mapping[str, Any], expected: Mapping[str, Any], others: Mapping[str, str]
+    data: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    others: Mapping[str, str],
+    *,
+    first: str = "mechanism",
 ) -> Iterator[Finding]:
     """The items that follow from others, beside the same made again; up to the first difference.
 
@@ -99,8 +103,9 @@ def compared(
         data: A statement that its schema accepts.
         expected: The same statement, made again.
         others: What `other_versions` says.
+        first: The item to begin with, the one that explains most where it differs.
     """
-    for key, note in SECTIONS.items():
+    for key, note in {first: SECTIONS[first], **SECTIONS}.items():
         stated = {k: v for k, v in data.items() if k == key}
         again = {k: v for k, v in expected.items() if k == key}
         if others:
@@ -200,7 +205,11 @@ def _check_difference(
     if of_some_runs and name == "calibration.accounted":
         keys.remove("evidence")
     one, other = (
-        {key: _comparable(side[key], of_some_runs) for key in keys if key in side}
+        {
+            key: _comparable(side[key], of_some_runs and key in ("assumption", "note"))
+            for key in keys
+            if key in side
+        }
         for side in (stated, expected)
     )
     return first_difference(one, other, path)
@@ -209,7 +218,7 @@ def _check_difference(
 def _comparable(value: Any, of_some_runs: bool) -> Any:
     """Part of a check, but for what a statement says nowhere else: the plan's digest, of which runs."""
     if isinstance(value, str) and of_some_runs:
-        return sorted({text.strip() for text in _IN_RUN.split(value)} - {""})
+        return " ".join(sorted({text.strip() for text in _IN_RUN.split(value)} - {""}))
     if not isinstance(value, list):
         return value
     plan = "the resolved plan"

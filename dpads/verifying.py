@@ -168,15 +168,14 @@ def _from_files(
         yield Finding(files.RUN, False, f"no statement follows from it: {error}")
         return
     others = other_versions(data)
-    for key in ("ledgers", "checks"):
-        different = first_difference(data[key], again.data[key], (key,))
-        if different is not None:
-            yield Finding(different.item, False, str(different) + made_by(others))
-            return
-    for finding in compared(data, again.data, others):
+    for finding in compared(data, again.data, others, first="ledgers"):
         if not finding.held:
             yield finding
             return
+    different = first_difference(data["checks"], again.data["checks"], ("checks",))
+    if different is not None:
+        yield Finding(different.item, False, f"{different}{made_by(others)}")
+        return
     yield Finding(files.STATEMENT_JSON, True, f"what {files.RUN} and {files.LEDGER} make it")
 
 

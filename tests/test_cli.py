@@ -62,6 +62,7 @@ def test_the_commands_are_those_of_the_design() -> None:
         "prepare",
         "statement",
         "train",
+        "verify",
     ]
 
 
@@ -339,6 +340,8 @@ def test_bad_configurations_end_with_2_and_leave_nothing(
         ["predict", "run", "absent.parquet", "--out", "p.parquet"],
         ["statement", "absent"],
         ["statement", "run", "--format", "pdf"],
+        ["statement", "run", "--out", "config.toml"],
+        ["verify", "absent"],
         ["trane"],
     ],
     ids=" ".join,
