@@ -169,7 +169,7 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]
     upstream = runs.said("upstream")
     on_ledgers = {entry.description for run in runs.runs for entry in run.entries("upstream")}
-    if upstream is not None and upstream not in on_ledgers:
+    if upstream is not None and not on_ledgers:
         rows.append(_row("filtering_or_downsampling", upstream, "not_covered", "human"))
     elif upstream is None and not on_ledgers:
         rows.append(

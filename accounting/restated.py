@@ -180,7 +180,7 @@ def _people(data: Mapping[str, Any], place: int, subject: Mapping[str, Any]) -> 
     name = subject["model_name"]
     _, _, rest = definition["unit_of_privacy"]["definition"].partition(" (")
     upstream, refresh = (
-        [a["description"] for a in accesses if a["stage"] == stage and a["filled_by"] == "human"]
+        [_once(a) for a in accesses if a["stage"] == stage and a["filled_by"] == "human"]
         for stage in ("filtering_or_downsampling", "retraining_or_refresh")
     )
     # Of several runs' answers the statement says all together, and whether one is missing.
@@ -206,6 +206,13 @@ def _people(data: Mapping[str, Any], place: int, subject: Mapping[str, Any]) -> 
         "released_to": _released_to(data, place),
     }
     return HumanFacts(**{**said, **own})
+
+
+def _once(row: Mapping[str, Any]) -> str:
+    """What a use says, without how often it stands on ledgers."""
+    text = str(row["description"])
+    times = _TIMES.fullmatch(text) if "rows" in row else None
+    return times[1] if times else text
 
 
 def _person(data: Mapping[str, Any], missing: set[str]) -> str | None:
@@ -275,7 +282,7 @@ class _Filling:
         current = 0
         again: list[tuple[int, LedgerEntry]] = []
         for number, row in enumerate(self._data["definition"]["data_accesses"]):
-            if row["filled_by"] != "auto" or "rows" not in row:
+            if "rows" not in row:  # no access of a ledger
                 continue
             path = f"definition/data_accesses/{number}"
             if "dp_event" in row:

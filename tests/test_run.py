@@ -465,3 +465,4 @@ def test_what_happened_upstream_is_on_the_ledger_once(train_store: Any, tmp_path
     ]
     assert [a["filled_by"] for a in rows] == ["human"]
     assert text in run.statement().headline
+    assert dpads.verify(tmp_path / "run").ok
