@@ -10,6 +10,7 @@ from typing import Any
 
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
+from dpads.accounting.wording import rows_words
 
 _STAGES: Mapping[str, str] = {
     "training": "training",
@@ -137,7 +138,7 @@ def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
     ]
     if runs.cap is not None:
         text = (
-            f"Of each user at most {runs.cap} rows, chosen by a keyed hash, are trained on; which rows "
+            f"Of each user at most {rows_words(runs.cap)}, chosen by a keyed hash, are trained on; which rows "
             "of a user stay depends on no other user."
         )
         if runs.unit == "example":

@@ -9,6 +9,7 @@ from dpads.accounting.accesses import accesses_of
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.schemes import FixedOrderScheme
+from dpads.accounting.wording import rows_words
 
 PROTECTED = (
     "every noisy gradient, every checkpoint whose rows were brought up to date, and the final model"
@@ -129,10 +130,12 @@ def _released(runs: JointRuns) -> str:
 def _unit(runs: JointRuns) -> str:
     """What one unit is in the log, and in the world where people say so."""
     if runs.unit == "user":
-        meaning = f"one user: at most {runs.cap} rows of the training log with one identifier"
+        meaning = (
+            f"one user: at most {rows_words(runs.cap or 1)} of the training log with one identifier"
+        )
     else:
         meaning = "one example: one row of the training log, features and label"
         if runs.cap is not None:
-            meaning += f", among the at most {runs.cap} rows that are kept of each user"
+            meaning += f", among the at most {rows_words(runs.cap)} that are kept of each user"
     people = runs.said("unit_definition")
     return meaning if people is None else f"{meaning} ({people})"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpads.accounting.accountant import default_delta
 from dpads.accounting.checks import Basis, Result
-from dpads.accounting.wording import RELATION_WORDS, TIER_WORDS, listed, number
+from dpads.accounting.wording import RELATION_WORDS, TIER_WORDS, listed, number, rows_words
 
 __all__ = ["RELATION_WORDS", "TIER_WORDS", "headline_of", "not_covered", "number"]
 
@@ -93,7 +93,7 @@ def _unit(data: Mapping[str, Any]) -> str:
     unit = data["definition"]["unit_of_privacy"]
     most = unit["contribution_bound"]["max_examples_per_user"]
     if unit["kind"] == "user":
-        return f"one user (at most {most} rows of the training log)"
+        return f"one user (at most {rows_words(most)} of the training log)"
     kept = "" if most is None else f", of the at most {most} that are kept of each user"
     return f"one example (one row of the training log{kept})"
 
@@ -107,7 +107,7 @@ def _for_users(data: Mapping[str, Any]) -> str:
     value = stated["value"]
     subject = "they are jointly" if len(data["ledgers"]) > 1 else "it is"
     return (
-        f"For one user (at most {stated['group_size']} rows of the training log) {subject} "
+        f"For one user (at most {rows_words(stated['group_size'])} of the training log) {subject} "
         f"({value['epsilon']:.2f}, {number(value['delta'])})-differentially private, by group privacy."
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpads.accounting.headline import no_guarantee_for_users
+from dpads.accounting.wording import rows_words
 
 _ALWAYS = (
     (
@@ -59,7 +60,7 @@ def _of_unit(data: Mapping[str, Any]) -> list[str]:
             items.append(f"{several}, and no user-level guarantee exists: {why}.")
     if unit["kind"] == "example" and cap is not None:
         items.append(
-            f"The guarantee for rows is about the at most {cap} rows that are kept of each user: a "
+            f"The guarantee for rows is about the at most {rows_words(cap)} that are kept of each user: a "
             "row more or less in the log can let another row of the same user in or out."
         )
     if unit["kind"] == "user" or (why is None and cap is not None):

@@ -46,6 +46,11 @@ def number(value: float) -> str:
     return (short if float(short) == value else repr(value)).replace("e-0", "e-")
 
 
+def rows_words(count: int) -> str:
+    """A number of rows."""
+    return "1 row" if count == 1 else f"{count} rows"
+
+
 def listed(words: Sequence[str]) -> str:
     """Words as a list in a sentence.
 

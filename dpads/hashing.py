@@ -66,7 +66,7 @@ def id_text(values: pl.Series, column: str) -> pl.Series:
     elif kind.is_float():
         raise DataError(
             f'Column "{column}": expected text or integers as ids, got floats, whose text is not '
-            "unique. Cast the column to an integer or a text type; nulls are allowed."
+            "unique. Cast the column to an integer or a text type."
         )
     elif kind == pl.Boolean:
         raise DataError(
