@@ -138,8 +138,8 @@ def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
     ]
     if runs.cap is not None:
         text = (
-            f"Of each user at most {rows_words(runs.cap)}, chosen by a keyed hash, are trained on; which rows "
-            "of a user stay depends on no other user."
+            f"Of each user at most {rows_words(runs.cap)}, chosen by a keyed hash, are trained on; which "
+            "rows of a user stay depends on no other user."
         )
         if runs.unit == "example":
             text += " The guarantee for rows is about those that stay."
