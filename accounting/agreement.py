@@ -289,7 +289,7 @@ def _units(data: Mapping[str, Any]) -> Finding:
     for number, access in enumerate(data["definition"]["data_accesses"]):
         for stage, stated, said, where in (
             ("dataset_size", size, f" {size or 0:,}, ", path),
-            ("contribution_bounding", cap, f" {cap or 0} rows", bound),
+            ("contribution_bounding", cap, f"at most {cap or 0} row", bound),
         ):
             if access["stage"] == stage and said not in access["description"]:
                 other = f"definition/data_accesses/{number}"

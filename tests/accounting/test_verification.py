@@ -20,7 +20,7 @@ from altering import (
     statement_text,
     text_of,
 )
-from statement_runs import RUNS
+from statement_runs import PUBLIC, RUNS, USERS, run_inputs
 
 from dpads.accounting import group
 from dpads.accounting.canonical import canonical_bytes, digest
@@ -28,6 +28,7 @@ from dpads.accounting.events import effective_noise_multiplier
 from dpads.accounting.headline import headline_of
 from dpads.accounting.limits import limitations_of
 from dpads.accounting.sealing import sealed
+from dpads.accounting.statement import make_statement
 from dpads.accounting.verification import Verification, verify_statement
 
 # What nothing else in a statement determines: renewed digests hide a change, a run's folder shows it.
@@ -60,6 +61,15 @@ def test_a_public_copy_holds_too(name: str) -> None:
     assert failure(copied) == ""
     copied["visibility"] = "internal"
     assert failure(sealed(copied))
+
+
+@pytest.mark.parametrize("cap", [1, 4])
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_statements_of_small_caps_hold(unit: str, cap: int) -> None:
+    privacy = {**PUBLIC, "unit": unit, "max_examples_per_unit": cap}
+    made = make_statement(run_inputs(privacy=privacy, **USERS))
+    assert failure(made.data) == ""
+    assert failure(made.public().data) == ""
 
 
 def missed_and_misnamed(
