@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -56,6 +57,7 @@ _LARGEST_NOISE = 2.0**30
 # Likewise a sampling probability below the smallest.
 _SMALLEST_PROBABILITY = 1e-12
 _DEEPEST = 16
+_LARGEST_NUMBER = sys.float_info.max
 # Of how many of a group join: rarer ones count as all joining, and nothing counts as impossible.
 _NEGLIGIBLE_TAIL = 1e-32
 _LEAST_WEIGHT = 1e-300
@@ -307,7 +309,7 @@ def _number(
     value = event[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f'Expected "{key}" of an event to be {expected}, got {value!r}.')
-    if not math.isfinite(value) or not accept(value):
+    if abs(value) > _LARGEST_NUMBER or math.isnan(value) or not accept(value):
         raise InputError(f'Expected "{key}" of an event to be {expected}, got {value!r}.')
     return float(value)
 

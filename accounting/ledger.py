@@ -21,6 +21,7 @@ from typing import Any
 from dpads._validate import nearest
 from dpads.accounting.canonical import canonical_bytes, digest
 from dpads.accounting.events import EventTree, composed, to_dp_event
+from dpads.accounting.foreign import parse_json
 from dpads.errors import InputError, VerificationError
 
 KINDS: Mapping[str, str] = {
@@ -241,8 +242,8 @@ class Ledger:
     def _take(self, line: bytes, where: str) -> None:
         """Checks one line against the chain so far and takes its entry."""
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = parse_json(line)
+        except VerificationError:
             raise VerificationError(f"{where}: not JSON. The ledger was altered.") from None
         if not isinstance(value, dict) or set(value) != _LINE_KEYS:
             raise VerificationError(f"{where}: not a line of a ledger. The ledger was altered.")

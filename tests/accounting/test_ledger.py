@@ -225,3 +225,19 @@ def test_an_event_that_no_accountant_knows_is_not_swallowed() -> None:
 def test_every_kind_says_what_it_is() -> None:
     assert {"training", "training_finished", "evaluation", "reference", "upstream"} <= set(KINDS)
     assert all(text for text in KINDS.values())
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b'{"index": 1' + b"0" * 400 + b"}", b'{"index": NaN}', b'"' + b"a" * 9]
+)
+def test_a_line_that_no_reader_should_parse_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(VerificationError, match="line 1: not JSON"):
+        Ledger.load(path)
+
+
+def test_a_number_beyond_floats_is_refused_in_an_event() -> None:
+    for value in (10**400, -(10**400), float("inf"), float("nan")):
+        with pytest.raises(InputError, match="noise_multiplier"):
+            events.to_dp_event({"kind": "gaussian", "noise_multiplier": value})
