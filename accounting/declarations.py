@@ -97,9 +97,9 @@ def _fitted(inputs: StatementInputs) -> list[Check]:
 
 
 def _exact(inputs: StatementInputs, kind: str) -> bool:
-    """Whether the ledger holds an access of this kind to training rows that is not covered."""
+    """Whether the ledger holds an access of this kind to training rows that adds no noise."""
     return any(
-        entry.treatment == "not_covered" and entry.rows in ("train", "train_and_test")
+        entry.dp_event is None and entry.rows in ("train", "train_and_test")
         for entry in inputs.entries(kind)
     )
 

@@ -53,6 +53,7 @@ TREATMENTS: Mapping[str, str] = {
 # These only say more about a training entry, whose event covers them.
 _WITHOUT_EVENT = frozenset({"training_finished", "unplanned_read"})
 _NEVER_COVERED = frozenset({"evaluation", "reference"})
+_OF_TRAINING = frozenset({"training", "training_finished", "unplanned_read", "reference"})
 _FIRST = "0" * 64
 _LINE_KEYS = {"entry", "index", "previous", "sha256"}
 
@@ -88,10 +89,14 @@ class LedgerEntry:
         if not str(self.description).strip():
             raise InputError("Expected a ledger entry to have a description, got none.")
         covered = self.treatment == "covered_by_accounting"
-        if covered and self.kind in _NEVER_COVERED:
+        if self.kind in _NEVER_COVERED and self.treatment not in ("not_covered", "not_released"):
             raise InputError(
                 f'Expected a ledger entry of kind "{self.kind}" to be "not_covered" or '
-                '"not_released", got "covered_by_accounting": it adds no noise.'
+                f'"not_released", got "{self.treatment}": it reads private rows and adds no noise.'
+            )
+        if self.kind in _OF_TRAINING and self.rows != "train":
+            raise InputError(
+                f'Expected a ledger entry of kind "{self.kind}" to be of rows "train", got "{self.rows}".'
             )
         if self.kind in _WITHOUT_EVENT:
             if self.dp_event is not None:

@@ -22,6 +22,8 @@ LARGEST_UNITS = 10**12
 """More units in a data set are refused."""
 LARGEST_BATCH = 2**20
 """More units in a batch are refused: the rounding of its sums would come near the sensitivity's slack."""
+SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM = 2.0**-60, 2.0**60
+"""Clip norms under which float32 products of gradients neither overflow nor lose their digits."""
 LARGEST_BATCH_ROWS = 2**24
 """More rows in a batch of users are refused, likewise."""
 
@@ -283,6 +285,11 @@ def _clip_norm(given: object, noise_multiplier: float) -> float:
         raise ConfigError(
             "Expected a finite l2_clip_norm, got inf: noise protects only what is bounded. Use a "
             "finite norm, for example 1.0, or noise_multiplier = 0."
+        )
+    if noise_multiplier > 0.0 and not SMALLEST_CLIP_NORM <= value <= LARGEST_CLIP_NORM:
+        raise ConfigError(
+            f"Expected l2_clip_norm from 2^-60 to 2^60, got {given!r}: sums of float32 gradients would "
+            "leave the range in which their rounding is bounded. Use about 1."
         )
     return value
 

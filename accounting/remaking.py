@@ -13,7 +13,7 @@ from typing import Any
 from dpads import __version__
 from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.findings import Finding
-from dpads.accounting.foreign import Difference, first_difference
+from dpads.accounting.foreign import Difference, first_difference, path_text
 from dpads.accounting.guarantees import guarantees_of
 from dpads.accounting.headline import headline_of
 from dpads.accounting.joint import JointRuns
@@ -68,6 +68,17 @@ _OF_SOME_RUNS = frozenset(
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
+_PEOPLE = frozenset({str(Basis.ASSERTED), str(Basis.DECLARED)})
+_BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
+    "adjacency.n_public": _PEOPLE,
+    "features.nothing_fitted": frozenset({str(Basis.ENFORCED)}),
+    "initialisation.data_independent": frozenset({str(Basis.ENFORCED)}),
+    "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
+    "reference.kept_inside": _PEOPLE,
+    "evaluation.kept_inside": _PEOPLE,
+    "tuning.declared": frozenset(map(str, Basis)),  # it never bears the claim
+}
+"""Why each of them can be believed at all."""
 _IN_RUN = re.compile(r'In run [0-9]+(?: \("[^"]*"\))?: ')
 
 
@@ -202,6 +213,9 @@ def _check_difference(
         keys += ["note", "evidence"]
     if not worse and not of_some_runs:
         keys += ["basis", "asserted_by"]
+    elif not worse and stated["basis"] not in _BASES_OF_SOME_RUNS[name]:
+        allowed = " or ".join(sorted(_BASES_OF_SOME_RUNS[name]))
+        return Difference(path_text((*path, "basis")), str(stated["basis"]), allowed)
     if of_some_runs and name == "calibration.accounted":
         keys.remove("evidence")
     one, other = (

@@ -55,6 +55,8 @@ def build_joint_statement(
             number of units or training rows; the message names the item.
     """
     created_at = now()
+    for run in runs:
+        run.renew_ledger()
     inputs = [
         _inputs(
             run.plan,

@@ -125,6 +125,7 @@ class Run:
         """
         from dpads.report import build_statement
 
+        self.renew_ledger()
         kept = self._statement
         if kept is None or kept.heads != (self.ledger.head,):
             kept = build_statement(
@@ -132,6 +133,11 @@ class Run:
             )
             self._statement = kept
         return kept
+
+    def renew_ledger(self) -> None:
+        """Reads the ledger in the run's folder again: somebody else may have read rows, and said so."""
+        if self.path is not None:
+            self.ledger = Ledger.load(self.path / files.LEDGER)
 
     def save(self, path: str | Path) -> Path:
         """Writes the run's folder: aside first, then renamed when whole.

@@ -282,23 +282,43 @@ def add_clipped_layer(
         weight: float64[out, in], added to.
         bias: float64[out], added to; empty where the layer has none.
     """
-    scale_rows(outputs, factors, scaled)
-    part = np.zeros(len(bias))
-    for i in range(len(scaled)):
-        for j in range(len(bias)):
-            part[j] += np.float64(scaled[i, j])
-    for j in range(len(bias)):
-        bias[j] += part[j]
     copied = False
     for i in range(len(inputs)):
         if factors[i] == 0.0:  # a zero times an infinite activation would be NaN
             if not copied:
                 inputs, copied = inputs.copy(), True
             inputs[i, :] = 0.0
+    part = np.zeros(len(bias))
     if len(groups) == 0:
-        left, right = scaled.astype(np.float64), inputs.astype(np.float64)
-        add_transposed_times(blas, left, right, weight)
-        return
+        # A unit's examples may cancel: nothing of any of them is rounded to float32 or dropped.
+        left = np.zeros(outputs.shape)
+        for i in range(len(outputs)):
+            if factors[i] != 0.0:
+                for j in range(outputs.shape[1]):
+                    left[i, j] = np.float64(factors[i]) * np.float64(outputs[i, j])
+                for j in range(len(bias)):
+                    part[j] += left[i, j]
+        add_transposed_times(blas, left, inputs.astype(np.float64), weight)
+    else:
+        scale_rows(outputs, factors, scaled)
+        for i in range(len(scaled)):
+            for j in range(len(bias)):
+                part[j] += np.float64(scaled[i, j])
+        _add_groups(blas, scaled, inputs, groups, product, weight)
+    for j in range(len(bias)):
+        bias[j] += part[j]
+
+
+@njit(cache=True, nogil=True)
+def _add_groups(
+    blas: Blas,
+    scaled: NDArray[np.float32],
+    inputs: NDArray[np.float32],
+    groups: NDArray[np.int64],
+    product: NDArray[np.float32],
+    weight: NDArray[np.float64],
+) -> None:
+    """weight += scaled^T inputs, float32 within groups."""
     width_out, width_in = weight.shape
     tile = max(TILE // max(width_in, 1), 1)
     for g in range(len(groups) - 1):

@@ -276,3 +276,23 @@ def test_plan_and_split_of_everybody_else_are_the_same_without_a_user(
         sides.append([set(users[side.input_rows].tolist()) - {5} for side in (capped, test)])
     assert plans[0] == plans[1]
     assert sides[0] == sides[1]
+
+
+def test_cancelling_rows_of_a_user_lose_no_digits_where_gradients_are_tiny() -> None:
+    # Each row alone is far beyond the clip norm, and the factor times its gradient is no normal float32.
+    # Dropped from one of two rows that cancel, what is left would be eight times the clip norm.
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", numeric=[dpads.Numeric("n", transform="identity")], weight="v"
+    )
+    model = dpads.models.Logistic().init(schema)
+    for clip_norm, x in ((1e-6, 6.7e32), (1e-2, 6.7e36)):
+        batch = dpads.SparseBatch.from_arrays(
+            ids={},
+            dense=[[x], [x]],
+            labels=[0, 1],
+            weights=[2.4e-38, 2.3e-38],
+            unit_offsets=[0, 2],
+        )
+        out = dpads.clipped_gradients(model, batch, l2_clip_norm=clip_norm)
+        square = sum(float((v.astype(float) ** 2).sum()) for v in out.dense.values())
+        assert np.sqrt(square) <= clip_norm * (1 + 1e-6)
