@@ -11,6 +11,7 @@ The bound used here is twice the largest error that was measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,10 +57,15 @@ def compose(
     """
     from dp_accounting.pld import privacy_loss_distribution
 
+    leaves = counted_leaves(event)
+    plain = [(leaf, count) for leaf, count in leaves if leaf["kind"] in PLAIN_GAUSSIANS]
     parts = [
         _leaf(leaf, count, relation, interval, extended=extended)
-        for leaf, count in counted_leaves(event)
+        for leaf, count in leaves
+        if leaf["kind"] not in PLAIN_GAUSSIANS
     ]
+    if plain:
+        parts.append(_plain_gaussians(plain, relation, interval, extended=extended))
     if not parts:
         return privacy_loss_distribution.identity(value_discretization_interval=interval)
     total = parts[0]
@@ -69,21 +75,57 @@ def compose(
     return total
 
 
+def _plain_gaussians(
+    leaves: list[tuple[EventTree, int]],
+    relation: NeighboringRelation,
+    interval: float,
+    *,
+    extended: bool,
+) -> PrivacyLossDistribution:
+    """All plain Gaussians: one whose inverse variance is the sum of theirs, without a transform."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    inverse = math.fsum(count / to_dp_event(leaf).noise_multiplier ** 2 for leaf, count in leaves)
+    one = pld.from_gaussian_mechanism(
+        1.0 / math.sqrt(inverse),
+        value_discretization_interval=interval,
+        neighboring_relation=relation,
+    )
+    return _in_both_directions(one, _widened) if extended else one
+
+
+def _in_both_directions(
+    one: PrivacyLossDistribution, change: Callable[[PLDPmf], PLDPmf]
+) -> PrivacyLossDistribution:
+    """Both directions changed; one serves both where they are equal."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    pmfs = [one._pmf_remove] if one._symmetric else [one._pmf_remove, one._pmf_add]
+    return pld.PrivacyLossDistribution(*map(change, pmfs))
+
+
+def _widened(pmf: PLDPmf) -> PLDPmf:
+    """The same probabilities in `numpy.longdouble`, so that composing with others is done in it."""
+    from dp_accounting.pld.pld_pmf import DensePLDPmf
+
+    dense = pmf.to_dense_pmf()
+    return DensePLDPmf(
+        dense._discretization,
+        dense._lower_loss,
+        np.asarray(dense._probs, dtype=np.longdouble),
+        dense._infinity_mass,
+        dense._pessimistic_estimate,
+    )
+
+
 def _leaf(
     leaf: EventTree, count: int, relation: NeighboringRelation, interval: float, *, extended: bool
 ) -> PrivacyLossDistribution:
-    """One mechanism composed with itself."""
+    """One mechanism but a plain Gaussian, composed with itself."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     dp_event = to_dp_event(leaf)
-    if leaf["kind"] in PLAIN_GAUSSIANS:
-        # Plain Gaussians compose in closed form: no transform is raised to a power.
-        return pld.from_gaussian_mechanism(
-            dp_event.noise_multiplier / math.sqrt(count),
-            value_discretization_interval=interval,
-            neighboring_relation=relation,
-        )
     if leaf["kind"] == "poisson_sampled" and relation is not NeighboringRelation.REPLACE_ONE:
         # The mixture of none and one: dp-accounting's own loses the digits of tiny probabilities.
         one = mixture_distribution(
@@ -111,9 +153,7 @@ def _leaf(
         )
     if not extended:
         return one.self_compose(count)
-    # One distribution serves both directions where they are equal.
-    pmfs = [one._pmf_remove] if one._symmetric else [one._pmf_remove, one._pmf_add]
-    return pld.PrivacyLossDistribution(*(_self_compose_extended(pmf, count) for pmf in pmfs))
+    return _in_both_directions(one, lambda pmf: _self_compose_extended(pmf, count))
 
 
 def _self_compose_extended(pmf: PLDPmf, count: int) -> PLDPmf:

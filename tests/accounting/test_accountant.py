@@ -85,6 +85,22 @@ def test_composition_of_plain_gaussians_is_one_gaussian() -> None:
     assert many == pytest.approx(epsilon_of(events.gaussian(1.0), 1e-6, ADD).epsilon, rel=1e-6)
 
 
+@pytest.mark.parametrize("delta", [1e-8, 1e-12, 1e-15, 1e-17])
+@pytest.mark.parametrize("least", [5.0, 20.0])
+def test_unlike_plain_gaussians_compose_in_closed_form(least: float, delta: float) -> None:
+    # Convolved in float64 ten of them came out too small from delta 1e-12 down.
+    multipliers = [least + 0.1 * i for i in range(10)]
+    event = events.composed(
+        [
+            events.gaussian(m * SLACK) if i % 2 else events.fixed_order(m * SLACK, 1)
+            for i, m in enumerate(multipliers)
+        ]
+    )
+    exact = exact_gaussian(1 / math.sqrt(math.fsum(1 / m**2 for m in multipliers)), delta)
+    found = epsilon_of(event, delta, ZERO).epsilon
+    assert exact - 1e-9 <= found <= exact * 1.02
+
+
 def test_golden_rdp_ignores_replace_one_and_is_not_used() -> None:
     # dp-accounting's RDP gives 11.69 for a plain Gaussian at 0.5, delta 1e-6; the truth is 26.36.
     loss = epsilon_of(events.gaussian(0.5 * SLACK), 1e-6, REPLACE)
