@@ -133,7 +133,17 @@ def _kept_inside(inputs: StatementInputs) -> list[Check]:
                 "training.reference was true.",
             )
         )
-    if any(entry.rows != "test" for entry in inputs.entries("evaluation")):
+    evaluated = {entry.rows for entry in inputs.entries("evaluation")}
+    if "declared_test" in evaluated:
+        checks.append(
+            _by_people(
+                inputs,
+                "evaluation.test_rows_apart",
+                "The rows that the configuration calls test rows are no training rows.",
+                "data.test names a log or a store of its own; code cannot know what is in both.",
+            )
+        )
+    if evaluated - {"test", "declared_test"}:
         checks.append(
             _by_people(
                 inputs,

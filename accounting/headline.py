@@ -132,6 +132,7 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if stage == "evaluation":
         return {
             "test": "the test rows, which were read exactly for metrics",
+            "declared_test": "the test rows, which were read exactly for metrics",
             "train": "exact metrics on training rows",
         }.get(str(rows), "exact metrics on rows that may be training rows")
     if access.get("check_id") == "tuning.declared":

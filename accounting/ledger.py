@@ -38,7 +38,7 @@ KINDS: Mapping[str, str] = {
 }
 """What an entry can be."""
 
-ROWS = ("train", "test", "train_and_test", "none")
+ROWS = ("train", "test", "declared_test", "train_and_test", "none")
 
 TREATMENTS: Mapping[str, str] = {
     "covered_by_accounting": "inside the stated epsilon",
@@ -65,7 +65,8 @@ class LedgerEntry:
     Attributes:
         kind: One of `KINDS`.
         description: What was done, in words that reveal nothing of private rows.
-        rows: Which rows it read: "train", "test", "train_and_test" or "none".
+        rows: Which rows it read: "train"; "test", split off by this library; "declared_test", which
+            the configuration calls test rows; "train_and_test"; or "none".
         treatment: One of `TREATMENTS`.
         dp_event: The event of what is covered; None of what is not.
         details: Further plain data, such as {"executed": 347, "replayed": 0}.

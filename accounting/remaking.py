@@ -64,6 +64,7 @@ _OF_SOME_RUNS = frozenset(
     {
         "adjacency.n_public", "features.nothing_fitted", "initialisation.data_independent",
         "calibration.accounted", "reference.kept_inside", "evaluation.kept_inside",
+        "evaluation.test_rows_apart",
         "tuning.declared",
     }
 )  # fmt: skip
@@ -76,6 +77,7 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
     "reference.kept_inside": _PEOPLE,
     "evaluation.kept_inside": _PEOPLE,
+    "evaluation.test_rows_apart": _PEOPLE,
     "tuning.declared": frozenset(map(str, Basis)),  # it never bears the claim
 }
 """Why each of them can be believed at all."""

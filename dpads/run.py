@@ -104,12 +104,21 @@ class Run:
         expect_store("data", data)
         data.check_schema(self.model.schema)
         data.check_labels()
-        known = {self.record.test_fingerprint: "test", self.record.train_fingerprint: "train"}
+        known = {
+            self.record.test_fingerprint: self._test_rows,
+            self.record.train_fingerprint: "train",
+        }
         # Rows that this run did not hold out may be rows it was trained on: nothing tells them apart.
         note_evaluation(self.ledger, known.get(data.fingerprint, "train_and_test"))
         if self.path is not None:
             self._write_statement(self.path)
         return evaluate_model(self.model, data)
+
+    @property
+    def _test_rows(self) -> str:
+        """What the ledger calls the run's own test rows."""
+        rows = {entry.rows for entry in self.ledger.entries if entry.kind == "evaluation"}
+        return "declared_test" if "declared_test" in rows else "test"
 
     def statement(
         self, on_progress: Callable[[int, int], None] | None = None
@@ -230,6 +239,7 @@ def expect_store(name: str, value: object) -> None:
 _WORDS = {
     "train": "training rows",
     "test": "test rows",
+    "declared_test": "test rows",
     "train_and_test": "rows that may be training rows",
 }
 

@@ -56,11 +56,19 @@ def open_rows(
 
 @dataclass(frozen=True)
 class RunRows:
-    """The stores of a run, whether the test rows were held out, and the plan they resolve to."""
+    """The stores of a run, what is known of the test rows, and the plan they resolve to.
+
+    Attributes:
+        train: the rows to train on, capped.
+        test: the rows for metrics.
+        test_rows: what the ledger calls them: "test" where this library split them off, "declared_test"
+            where the configuration says so, "train_and_test" where they may be training rows.
+        plan: the mechanism.
+    """
 
     train: ExampleStore
     test: ExampleStore | None
-    held_out: bool
+    test_rows: str
     plan: Plan
 
 
@@ -85,15 +93,17 @@ def open_run_rows(
     if test is not None:
         test.check_schema(schema)
         test.check_labels()
-    held_out = True
-    if test is not None and not isinstance(config.data.test, float):
-        held_out = not may_share_rows(rows, test, (config.data.train, config.data.test or ()))
+    test_rows = "test"
+    if test is not None and not rows.split_from(test):
+        names = config.data.test if isinstance(config.data.test, tuple) else ()
+        shared = may_share_rows(rows, test, (config.data.train, names))
+        test_rows = "train_and_test" if shared else "declared_test"
     cap = config.privacy.max_examples_per_unit
     if cap is not None:
         rows = rows.capped(cap, seed=config.training.init_seed)
     units = rows.num_units(config.privacy.unit)
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
-    return RunRows(rows, test, held_out, plan)
+    return RunRows(rows, test, test_rows, plan)
 
 
 def resolve_plan(

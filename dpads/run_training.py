@@ -386,7 +386,7 @@ class _Job:
         """Exact metrics on the test rows, after the ledger says so."""
         if self.rows.test is None:
             return no_metrics(self.config.schema.task, "no test rows were given")
-        note_evaluation(ledger, "test" if self.rows.held_out else "train_and_test")
+        note_evaluation(ledger, self.rows.test_rows)
         return evaluate_model(model, self.rows.test)
 
     def _results(
@@ -411,7 +411,9 @@ class _Job:
             schema=self.config.schema.to_dict(),
             train_fingerprint=self.rows.train.fingerprint,
             test_fingerprint=(
-                self.rows.test.fingerprint if self.rows.test and self.rows.held_out else None
+                self.rows.test.fingerprint
+                if self.rows.test and self.rows.test_rows != "train_and_test"
+                else None
             ),
             executed=trainer.executed,
             replayed=trainer.replayed,

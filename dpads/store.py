@@ -166,6 +166,11 @@ class ExampleStore:
                 "Prepare logs with the label column."
             )
 
+    def split_from(self, other: ExampleStore) -> bool:
+        """Whether both are parts of one store that have no example in common."""
+        same = self._mapped.fingerprint == other._mapped.fingerprint
+        return same and not self.shares_examples(other)
+
     def shares_examples(self, other: ExampleStore) -> bool:
         """Whether an example of this store (or of the same store copied) is in the other one too."""
         if self._mapped.fingerprint != other._mapped.fingerprint:

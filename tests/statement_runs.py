@@ -139,6 +139,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fixed seed": {"noise_seed_used": True},
     "reference": {"reference": True},
     "train metrics": {"evaluated_on": ("test", "train")},
+    "own test rows": {"evaluated_on": ("declared_test",)},
     "no metrics": {"evaluated_on": ()},
     "user unit": {"privacy": {**PUBLIC, "unit": "user", "max_examples_per_unit": 4}, **USERS},
     "users uncapped": USERS,

@@ -321,3 +321,10 @@ def test_a_table_of_plans_is_for_the_sampler_that_will_run() -> None:
     plan = resolve(spec, expected_batch_size=100, epochs=2)
     assert rows["fixed_order"].noise_multiplier == plan.mechanism.noise_multiplier
     assert rows["fixed_order"].noise_multiplier > rows["poisson"].noise_multiplier
+
+
+@pytest.mark.parametrize("norm", [1e-30, 1e30])
+def test_clip_norms_whose_sums_leave_the_range_of_floats_are_refused(norm: float) -> None:
+    spec = PrivacySpec(noise_multiplier=1.0, dataset_size=1000)
+    with pytest.raises(ConfigError, match=r"2\^-60 to 2\^60"):
+        resolve(spec, expected_batch_size=100, epochs=1, l2_clip_norm=norm)

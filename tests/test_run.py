@@ -173,16 +173,19 @@ def test_test_rows_that_may_be_training_rows_are_called_so(
 
     small = {**SMALL, "privacy": dpads.PrivacySpec(epsilon=3.0)}
     for run, rows in (
-        (dpads.train(train_store, **SMALL, test=test_store), "test"),
+        (dpads.train(train_store, **SMALL, test=test_store), "declared_test"),
         (dpads.train(train_store, **SMALL, test=train_store), "train_and_test"),
         (dpads.train(train_store, **SMALL, test=rest), "train_and_test"),
         (dpads.train(part, **small, test=rest), "test"),
         (dpads.train(part, **small, test=other), "train_and_test"),
-        (logs(log_folder / "test.parquet"), "test"),
+        (logs(log_folder / "test.parquet"), "declared_test"),
         (logs(log_folder / "test.parquet", link), "train_and_test"),
     ):
         assert run.ledger.entries[-1].rows == rows
         assert (run.record.test_fingerprint is None) == (rows == "train_and_test")
+        levels = {"test": ClaimLevel.FORMAL, "declared_test": ClaimLevel.CONDITIONAL}
+        if run.plan.dataset_size_status == "public":
+            assert run.statement().claim_level is levels.get(rows, ClaimLevel.CONDITIONAL)
     run = dpads.train(train_store, **SMALL, test=rest)
     run.evaluate(rest)
     assert run.ledger.entries[-1].rows == "train_and_test"
@@ -227,7 +230,11 @@ def test_an_evaluation_is_on_the_ledger_before_it_reads(
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(test_store)
     entry = Ledger.load(run_copy / "ledger.jsonl").entries[-1]
-    assert (entry.kind, entry.rows, entry.treatment) == ("evaluation", "test", "not_covered")
+    assert (entry.kind, entry.rows, entry.treatment) == (
+        "evaluation",
+        "declared_test",
+        "not_covered",
+    )
 
 
 def test_an_evaluation_renews_the_statement(
@@ -466,3 +473,12 @@ def test_what_happened_upstream_is_on_the_ledger_once(train_store: Any, tmp_path
     assert [a["filled_by"] for a in rows] == ["human"]
     assert text in run.statement().headline
     assert dpads.verify(tmp_path / "run").ok
+
+
+def test_a_statement_is_of_the_ledger_as_it_is_on_disk(
+    run_copy: Path, train_store: ExampleStore
+) -> None:
+    # somebody else opened the same run and read its training rows
+    one, other = dpads.Run.load(run_copy), dpads.Run.load(run_copy)
+    other.evaluate(train_store)
+    assert "exact metrics on training rows" in one.statement().headline

@@ -314,7 +314,8 @@ def test_several_runs_are_stated_together(folder: Path, tmp_path: Path) -> None:
     epsilon, one = (d["guarantees"][0]["value"]["epsilon"] for d in (data, alone))
     assert one < epsilon < 2 * one
     assert "FAILS" not in done("verify", out)
-    assert "2 training runs" in done("statement", folder / "a", folder / "b")
+    text = done("statement", folder / "a", folder / "b").replace("\n>", "")
+    assert "2 training runs" in text
     twice = dpads_command("statement", folder / "a", folder / "a")
     assert twice.exit_code == 2
     assert "again" in twice.stderr

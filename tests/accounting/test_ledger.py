@@ -241,3 +241,17 @@ def test_a_number_beyond_floats_is_refused_in_an_event() -> None:
     for value in (10**400, -(10**400), float("inf"), float("nan")):
         with pytest.raises(InputError, match="noise_multiplier"):
             events.to_dp_event({"kind": "gaussian", "noise_multiplier": value})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": "evaluation", "rows": "test", "treatment": "data_independent"},
+        {"kind": "evaluation", "rows": "test", "treatment": "declared_public"},
+        {"kind": "reference", "rows": "test", "treatment": "not_covered"},
+        {"kind": "training_finished", "rows": "none", "treatment": "covered_by_accounting"},
+    ],
+)
+def test_entries_that_contradict_themselves_are_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="Expected a ledger entry of kind"):
+        LedgerEntry(description="x", **changed)

@@ -126,6 +126,7 @@ PEOPLE = {
     "adjacency.n_public": {"privacy": STORE_COUNT},
     "reference.kept_inside": {"reference": True},
     "evaluation.kept_inside": {"evaluated_on": ("train_and_test",)},
+    "evaluation.test_rows_apart": {"evaluated_on": ("declared_test",)},
 }
 """Only people answer for these: their presence alone makes a claim conditional."""
 

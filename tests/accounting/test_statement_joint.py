@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from dpads.accounting import events
 from dpads.accounting.accountant import epsilon_of, round_up
 from dpads.accounting.checks import ClaimLevel
 from dpads.accounting.joint import JointRuns
+from dpads.accounting.sealing import sealed
 from dpads.accounting.statement import GuaranteeStatement, joint_statement, make_statement
+from dpads.accounting.verification import verify_statement
 from dpads.errors import ConfigError
 
 
@@ -153,3 +156,16 @@ def test_what_happened_upstream_is_said_once() -> None:
         statement = make_statement(run_inputs(human=human, extra=(declared,)))
         assert statement.headline.count("what was done to the log before") == 1
         assert "what was done to the log before: Negatives were sampled down;" in statement.headline
+
+
+@pytest.mark.parametrize("basis", ["enforced_by_code", "verified"])
+def test_nobody_can_forge_why_a_check_of_some_runs_is_believed(basis: str) -> None:
+    runs = [run_inputs(privacy=STORE_COUNT), run_inputs(privacy=STORE_COUNT)]
+    data = json.loads(joint_statement([another(r, i) for i, r in enumerate(runs)]).to_json())
+    [check] = [c for c in data["checks"] if c["id"] == "adjacency.n_public"]
+    assert verify_statement(data).ok
+    check["basis"] = basis
+    check.pop("asserted_by", None)
+    found = verify_statement(sealed(data))
+    assert not found.ok
+    assert any(f.item.endswith("/basis") for f in found.findings if not f.held)
