@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch
 from dpads.errors import SchemaError, StoreError
 from dpads.schema import FeatureSchema
-from dpads.store_keys import content_keys, smallest_of_each, user_unit_keys
+from dpads.store_keys import content_keys, smallest_of_each, user_unit_keys, with_ordinals
 from dpads.store_mapping import (
     MappedStore,
     Rows,
@@ -313,7 +313,8 @@ class ExampleStore:
             raise StoreError(f"Expected a fraction in (0, 1) for the test rows, got {fraction}.")
         bound = np.uint64(int(fraction * 2**64))
         if self.user_offsets is None:
-            second = self.content_keys(seed) < bound
+            secret = self.content_keys(int.from_bytes(self._mapped.key, "little"))
+            second = with_ordinals(self.content_keys(seed), secret) < bound
         else:
             firsts = self._user_keys(self.user_offsets[:-1])
             sides = user_unit_keys(firsts, seed) < bound

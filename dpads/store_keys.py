@@ -2,7 +2,8 @@
 
 A key is a function of the seed, the user and what the row holds. It depends on no position and on
 no other row, so that adding a row or a user moves nobody else to another side of a split. The seed
-is public; the keys need not be secret.
+is public, and keys of 64 bits collide where somebody wants them to: what is counted to tell
+identical rows apart are rows of one user, or rows that are equal under a secret key too.
 """
 
 from __future__ import annotations
@@ -76,6 +77,26 @@ def content_keys(batch: SparseBatch, users: Keys | None, seed: int) -> Keys:
         keys = _mix(absorb(keys, lengths))
         keys = _mix(absorb(keys, total[bag.offsets[1:]] - total[bag.offsets[:-1]]))
     return keys
+
+
+def with_ordinals(keys: Keys, secret: Keys) -> Keys:
+    """Tells identical rows apart by how many came before.
+
+    Args:
+        keys: uint64[n].
+        secret: uint64[n], keys under a secret seed: rows that only collide differ here.
+
+    Returns:
+        uint64[n]; the set of keys of k identical rows is the same wherever they stand.
+    """
+    order = np.lexsort((secret, keys))
+    place = np.arange(len(keys))
+    starts = np.ones(len(keys), np.bool_)
+    one, other = keys[order], secret[order]
+    starts[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+    ordinals = np.empty(len(keys), np.uint64)
+    ordinals[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return _mix(absorb(keys, ordinals))
 
 
 def smallest_of_each(keys: Keys, offsets: NDArray[np.int64], most: int) -> NDArray[np.bool_]:

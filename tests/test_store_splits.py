@@ -21,7 +21,7 @@ from dpads.errors import StoreError
 from dpads.preparing import prepare
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
-from dpads.store_keys import content_keys
+from dpads.store_keys import content_keys, with_ordinals
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +72,24 @@ def test_order_inside_a_bag_counts() -> None:
     assert keys[0] == keys[2]
 
 
-def test_identical_examples_are_on_one_side(tmp_path: Path) -> None:
-    # told apart by their numbers, an example that collides with another would move it to the other side
+def test_identical_rows_are_told_apart_and_rows_that_collide_are_not_counted_together() -> None:
+    keys = np.array([7, 7, 7, 9, 7], np.uint64)
+    secret = np.array([1, 1, 2, 1, 1], np.uint64)  # row 2 only collides with the others
+    found = with_ordinals(keys, secret)
+    assert len({*found[[0, 1, 4]].tolist()}) == 3
+    without = np.array([0, 1, 3, 4])
+    np.testing.assert_array_equal(with_ordinals(keys[without], secret[without]), found[without])
+    assert found[2] == found[0]  # both are first of their kind
+
+
+def test_a_split_does_not_depend_on_the_stores_secret_key(tmp_path: Path) -> None:
     schema = FeatureSchema(task="ctr", label="y", categorical=["c"])
     frame = pl.DataFrame({"y": [0] * 60, "c": [f"v{i % 20}" for i in range(60)]})
-    store = make(frame, schema, tmp_path, "s")
-    train, test = store.split(0.4, seed=1)
-    seen = [
-        set(side.read(np.arange(len(side))).scalar_ids.ravel().tolist()) for side in (train, test)
+    sides = [
+        make(frame, schema, tmp_path, name).split(0.4, seed=1)[1].input_rows.tolist()
+        for name in ("a", "b")
     ]
-    assert not seen[0] & seen[1]
+    assert sides[0] == sides[1]
 
 
 def test_keys_are_uniform_and_seeded(big: tuple[pl.DataFrame, ExampleStore]) -> None:
