@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from dpads.optimizers import Adam, Sgd
-    from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate, plan_table
+    from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate
+    from dpads.plan_rows import plan_table
     from dpads.preparing import prepare
     from dpads.run import Run
     from dpads.run_training import train
@@ -120,7 +121,7 @@ _MODULE_OF = {
     "VerificationError": "errors",
     "calibrate": "plan",
     "clipped_gradients": "clipping",
-    "plan_table": "plan",
+    "plan_table": "plan_rows",
     "prepare": "preparing",
     "train": "run_training",
     "verify": "verifying",

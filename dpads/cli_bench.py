@@ -21,7 +21,7 @@ from dpads.cli_screen import (
 if TYPE_CHECKING:
     from dpads.benching import StepTimes
     from dpads.config import Config
-    from dpads.plan import PlanRow
+    from dpads.plan_rows import PlanRow
     from dpads.resources import MemoryEstimate
     from dpads.schema import FeatureSchema
 

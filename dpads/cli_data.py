@@ -85,7 +85,8 @@ def plan(
     lines are printed first.
     """
     from dpads.config import load_config
-    from dpads.plan import PrivacySpec, plan_table, resolve
+    from dpads.plan import PrivacySpec, resolve
+    from dpads.plan_rows import plan_table
 
     parsed = None if config is None else load_config(config)
     if parsed is not None:

@@ -11,7 +11,8 @@ import pytest
 
 from dpads.accounting.accountant import epsilon_of
 from dpads.errors import BudgetError, ConfigError
-from dpads.plan import DpSgdConfig, Plan, PrivacySpec, Relation, calibrate, plan_table, resolve
+from dpads.plan import DpSgdConfig, Plan, PrivacySpec, Relation, calibrate, resolve
+from dpads.plan_rows import plan_table
 
 CONFIG = DpSgdConfig(
     l2_clip_norm=1.0,
