@@ -48,10 +48,13 @@ class DataConfig:
     Attributes:
         train: logs (paths or globs, .parquet .arrow .csv .tsv, plain or .gz/.zst), or one store.
         test: likewise; or a fraction in (0, 1), split off per unit by a keyed hash; or None.
+        split_seed: of the keyed hash that splits test rows off and caps users; public and harmless.
+            None: training.init_seed.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...] | float | None = None
+    split_seed: int | None = None
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -64,6 +67,8 @@ class DataConfig:
             raise ConfigError(
                 f"Expected test to be paths or a fraction in (0, 1), got {self.test}."
             )
+        if self.split_seed is not None and not 0 <= self.split_seed < 2**63:
+            raise ConfigError(f"Expected split_seed in [0, 2^63), got {self.split_seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,8 @@ class TrainingConfig:
         table_noise: "lazy" or "dense": the same law, two costs.
         table_optimizer: how tables move.
         tower_optimizer: how the dense part moves.
-        init_seed: of initial parameters and of the split; public and harmless.
+        init_seed: of initial parameters, and of the split where data.split_seed is not set; public
+            and harmless.
         noise_seed: for tests only: makes noise reproducible and voids the claim.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover.
@@ -140,6 +146,12 @@ class Config:
     training: TrainingConfig
     reference: ReferenceConfig
     statement: HumanFacts = field(default_factory=HumanFacts)
+
+    @property
+    def split_seed(self) -> int:
+        """The seed that tells which units are test units, and which rows of a user are kept."""
+        own = self.data.split_seed
+        return self.training.init_seed if own is None else own
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -87,7 +87,7 @@ def open_run_rows(
     rows.check_schema(schema)
     rows.check_labels()
     if isinstance(config.data.test, float):
-        rows, test = rows.split(config.data.test, seed=config.training.init_seed)
+        rows, test = rows.split(config.data.test, seed=config.split_seed)
     elif test is None and config.data.test is not None:
         test = open_rows(config.data.test, schema, folder / "test", on_prepare)
     if test is not None:
@@ -100,7 +100,7 @@ def open_run_rows(
         test_rows = "train_and_test" if shared else "declared_test"
     cap = config.privacy.max_examples_per_unit
     if cap is not None:
-        rows = rows.capped(cap, seed=config.training.init_seed)
+        rows = rows.capped(cap, seed=config.split_seed)
     units = rows.num_units(config.privacy.unit)
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
     return RunRows(rows, test, test_rows, plan)

@@ -20,7 +20,7 @@ from dpads.errors import CheckpointError, ConfigError
 from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
 from dpads.models.base import Description, Model
 from dpads.optimizers import Adam, Optimizer, Sgd
-from dpads.plan import PrivacySpec
+from dpads.plan import Plan, PrivacySpec
 from dpads.record import RunRecord
 from dpads.run import Run, expect_store, note_evaluation
 from dpads.run_data import RunRows, open_run_rows, resolve_plan
@@ -63,6 +63,7 @@ def train(
     tower_optimizer: Optimizer = Adam(),  # noqa: B008 (frozen)
     test: ExampleStore | float | None = None,
     init_seed: int = 7,
+    split_seed: int | None = None,
     noise_seed: int | None = None,
     reference: bool | ReferenceConfig = False,
     statement: Mapping[str, str] | None = None,
@@ -86,7 +87,8 @@ def train(
         table_optimizer: how tables move: `Sgd`.
         tower_optimizer: how the dense part moves: `Sgd` or `Adam`.
         test: rows to compute metrics on after training, or a fraction of the units to split off.
-        init_seed: of initial parameters and of the split; public and harmless.
+        init_seed: of initial parameters; public and harmless.
+        split_seed: of the split and of the cap on users' rows, likewise; None: init_seed.
         noise_seed: for tests only: makes noise reproducible and voids the claim.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover. A `ReferenceConfig` gives it optimizers of its own.
@@ -129,6 +131,7 @@ def train(
         data=DataConfig(
             train=(str(store.path),),
             test=(str(test.path),) if isinstance(test, ExampleStore) else test,
+            split_seed=split_seed,
         ),
         schema=store.schema,
         model=model,
@@ -169,6 +172,7 @@ def train_config(
     out: str | Path | None = None,
     resume: bool = False,
     on_prepare: Callable[[int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
     on_rows: Callable[[RowProgress], None] | None = None,
     on_statement: Callable[[int, int], None] | None = None,
@@ -184,6 +188,7 @@ def train_config(
         out: the run's folder, which must not exist; None keeps the run in memory.
         resume: go on with what an interrupted run left beside `out`.
         on_prepare: called with the number of examples of a log that are prepared so far.
+        on_plan: called once with the mechanism, before anything is learnt from a row.
         on_progress: called a few times a second.
         on_rows: called while large tables are made and finished.
         on_statement: called with how much of a guarantee for users is computed, and of how much.
@@ -205,6 +210,8 @@ def train_config(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
             rows = open_run_rows(config, store, test, Path(name), on_prepare)
+            if on_plan is not None:
+                on_plan(rows.plan)
             return _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
                 Ledger(), None
             )
@@ -225,6 +232,8 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = open_run_rows(config, store, test, prepared, on_prepare)
+        if on_plan is not None:
+            on_plan(rows.plan)
         run = _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
             ledger, partial
         )

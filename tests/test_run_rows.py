@@ -1,0 +1,50 @@
+"""Seeds of the split, and what is told of the plan before rows are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_runs import SMALL
+
+import dpads
+from dpads.accounting.ledger import Ledger
+from dpads.errors import ConfigError
+from dpads.plan import Plan
+from dpads.run_training import train_config
+from dpads.store import ExampleStore
+
+
+def test_split_seed_alone_says_which_rows_are_tested(train_store: ExampleStore) -> None:
+    def fingerprints(init_seed: int, split_seed: int | None) -> tuple[str, str | None]:
+        run = dpads.train(
+            train_store, **SMALL, test=0.5, init_seed=init_seed, split_seed=split_seed
+        )
+        return run.record.train_fingerprint, run.record.test_fingerprint
+
+    same = fingerprints(1, None)
+    assert fingerprints(1, 1) == fingerprints(2, 1) == same
+    assert fingerprints(1, 2) != same
+    with pytest.raises(ConfigError, match=r"split_seed in \[0, 2\^63\), got -1"):
+        fingerprints(1, -1)
+
+
+def test_the_plan_is_told_before_the_ledger_opens(
+    train_store: ExampleStore, tmp_path: Path
+) -> None:
+    told: list[Plan] = []
+
+    def refuse(plan: Plan) -> None:
+        assert not (tmp_path / "run.partial" / "ledger.jsonl").exists()
+        told.append(plan)
+        raise ConfigError("not this one")
+
+    config = dpads.train(train_store, **SMALL).config
+    with pytest.raises(ConfigError, match="not this one"):
+        train_config(config, store=train_store, out=tmp_path / "run", on_plan=refuse)
+    assert not (tmp_path / "run.partial").exists()  # nothing was read: nothing is left
+    plans: list[Plan] = []
+    run = train_config(config, store=train_store, out=tmp_path / "run", on_plan=plans.append)
+    assert plans == told == [run.plan]
+    event = next(e for e in Ledger.load(tmp_path / "run/ledger.jsonl").entries if e.dp_event)
+    assert event.dp_event == plans[0].event()
