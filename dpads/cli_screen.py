@@ -142,20 +142,30 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
         [name.replace("_", " "), *(_number(values.get(name)) for values in columns.values())]
         for name in names
     ]
+    heads = list(columns)
+    if len(columns) == 1:  # beside others there is no room
+        intervals = next(iter(columns.values())).get("intervals", {})
+        heads.append("95 % interval")
+        rows = [[*row, _interval(intervals.get(n))] for row, n in zip(rows, names, strict=True)]
     reasons = dict.fromkeys(
         reason for values in columns.values() for reason in values.get("undefined", {}).values()
     )
-    print_table(title, ["", *columns], rows, caption="; ".join(f"–: {text}" for text in reasons))
+    print_table(title, ["", *heads], rows, caption="; ".join(f"–: {text}" for text in reasons))
 
 
 def _is_metric(name: str) -> bool:
     """Whether a key of metrics.json is a metric of the model itself."""
-    return name not in {"undefined", "reference", "relative_increase"}
+    return name not in {"undefined", "intervals", "reference", "relative_increase"}
 
 
 def _number(value: float | None) -> str:
     """Four digits, or a dash."""
     return "–" if value is None else f"{value:.4f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    """Both ends, or a dash."""
+    return "–" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def gigabytes(count: float) -> str:

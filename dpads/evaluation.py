@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpads.errors import DataError
+from dpads.intervals import Interval, binary_intervals, count_intervals
 from dpads.schema import Task
 
 if TYPE_CHECKING:
@@ -50,19 +51,27 @@ class Metrics(dict[str, float | None]):
 
     Attributes:
         undefined: the reason for every metric that is None.
+        intervals: 95 % confidence intervals, (low, high), of those that have one.
     """
 
     def __init__(
-        self, values: Mapping[str, float | None], undefined: Mapping[str, str] | None = None
+        self,
+        values: Mapping[str, float | None],
+        undefined: Mapping[str, str] | None = None,
+        intervals: Mapping[str, Interval] | None = None,
     ) -> None:
         super().__init__(values)
         self.undefined: dict[str, str] = dict(undefined or {})
+        self.intervals: dict[str, Interval] = dict(intervals or {})
 
-    def to_dict(self) -> dict[str, float | dict[str, str] | None]:
-        """Plain data for JSON: the metrics, and `undefined` where one is null."""
-        if not self.undefined:
-            return {**self}
-        return {**self, "undefined": dict(self.undefined)}
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the metrics, their intervals, and `undefined` where one is null."""
+        result: dict[str, Any] = {**self}
+        if self.intervals:
+            result["intervals"] = {name: list(ends) for name, ends in self.intervals.items()}
+        if self.undefined:
+            result["undefined"] = dict(self.undefined)
+        return result
 
 
 def metrics(
@@ -91,8 +100,9 @@ def metrics(
         weights: float[n], non-negative factors of the rows, or None.
 
     Returns:
-        Every metric of the task. One that the rows do not define (one class only, no rows, a
-        prediction that is not finite) is None and its reason is in `undefined`.
+        Every metric of the task, and 95 % confidence intervals in `intervals`. One that the rows do
+        not define (one class only, no rows, a prediction that is not finite) is None and its reason is
+        in `undefined`.
 
     Raises:
         DataError: lengths differ, or labels, probabilities or weights are out of range.
@@ -188,11 +198,12 @@ def evaluate_model(model: Model, data: ExampleStore) -> Metrics:
 
 def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
     """Metrics of probabilities against 0 and 1."""
-    from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     undefined: dict[str, str] = {}
     cut = np.clip(p, PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)
-    loss = float(log_loss(y, cut, sample_weight=w, labels=[0.0, 1.0]))
+    losses = -np.where(y == 1.0, np.log(cut), np.log1p(-cut))
+    loss = float(w @ losses / w.sum())
     rate = float(w @ y / w.sum())
     values: dict[str, float | None] = dict.fromkeys(BINARY_METRICS)
     values["log_loss"] = loss
@@ -207,7 +218,7 @@ def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float6
     else:
         for name in ("auc", "auc_loss", "pr_auc", "normalized_entropy"):
             undefined[name] = "the rows hold one class only"
-    return Metrics(values, undefined)
+    return Metrics(values, undefined, binary_intervals(y, p, w, losses, values))
 
 
 def _count(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
@@ -216,14 +227,12 @@ def _count(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64
 
     undefined: dict[str, str] = {}
     losses = p - y * np.log(np.maximum(p, COUNT_FLOOR))
-    return Metrics(
-        {
-            "poisson_log_loss": float(w @ losses / w.sum()),
-            "rmse": float(root_mean_squared_error(y, p, sample_weight=w)),
-            "calibration": _calibration(y, p, w, undefined),
-        },
-        undefined,
-    )
+    values = {
+        "poisson_log_loss": float(w @ losses / w.sum()),
+        "rmse": float(root_mean_squared_error(y, p, sample_weight=w)),
+        "calibration": _calibration(y, p, w, undefined),
+    }
+    return Metrics(values, undefined, count_intervals(y, p, w, losses, values))
 
 
 def _calibration(
