@@ -61,14 +61,14 @@ def to_toml(config: Config) -> str:
     """The configuration as the text of a TOML file.
 
     Examples:
-        >>> _value({"name": "sgd", "learning_rate": 0.5}), _value([1, "a"]), _value(float("inf"))
+        >>> toml_value({"name": "sgd", "learning_rate": 0.5}), toml_value([1, "a"]), toml_value(float("inf"))
         ('{ name = "sgd", learning_rate = 0.5 }', '[1, "a"]', 'inf')
     """
     parts = []
     for name, table in to_document(config).items():
         if not table:
             continue
-        lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+        lines = [f"{toml_key(key)} = {toml_value(value)}" for key, value in table.items()]
         parts.append("\n".join([f"[{name}]", *lines]))
     return "\n\n".join(parts) + "\n"
 
@@ -85,13 +85,13 @@ def _without_nothing(table: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     """A bare key where TOML allows one, else a quoted one."""
     bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else _value(name)
+    return name if bare else toml_value(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """One value on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -103,6 +103,6 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        pairs = [f"{_key(key)} = {_value(item)}" for key, item in value.items()]
+        pairs = [f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items()]
         return "{ " + ", ".join(pairs) + " }"
-    return "[" + ", ".join(_value(item) for item in value) + "]"
+    return "[" + ", ".join(toml_value(item) for item in value) + "]"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from dpads._validate import nearest
@@ -341,6 +341,7 @@ def _schedule(
     return size / units, iterations
 
 
+@lru_cache(maxsize=256)  # trials of a sweep that differ in their seeds share one search
 def _calibrated(config: DpSgdConfig, epsilon: float, delta: float, relation: Relation) -> float:
     """The smallest noise multiplier with which the mechanism meets the budget."""
     scheme = config.scheme

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import dpads
 from dpads.config import Config, load_config, parse_config
-from dpads.config_toml import _key, _value, to_document, to_toml
+from dpads.config_toml import to_document, to_toml, toml_key, toml_value
 from dpads.errors import ConfigError, InputError, SchemaError
 
 MINIMAL = """
@@ -252,10 +252,10 @@ def test_configurations_are_frozen(tmp_path: Path) -> None:
     )
 )
 def test_values_survive_toml(value: object) -> None:
-    assert tomllib.loads(f"x = {_value(value)}") == {"x": value}
+    assert tomllib.loads(f"x = {toml_value(value)}") == {"x": value}
 
 
 def test_toml_corners() -> None:
-    assert math.isnan(tomllib.loads(f"x = {_value(math.nan)}")["x"])
-    assert _key("a b") == '"a b"'
-    assert _key("") == '""'
+    assert math.isnan(tomllib.loads(f"x = {toml_value(math.nan)}")["x"])
+    assert toml_key("a b") == '"a b"'
+    assert toml_key("") == '""'

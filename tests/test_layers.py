@@ -18,8 +18,11 @@ LAYERS = [
         "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
         "synthetic", "resources", "preparing", "units", "plan_rows",
     },
-    {"training", "checkpoint", "evaluation", "benching"},
-    {"cli", "report", "record", "run", "verifying"},
+    {"training", "checkpoint", "evaluation", "intervals", "benching"},
+    {
+        "cli", "report", "record", "run", "verifying", "sweep", "sweeping", "selecting", "tune_config",
+        "private_selection", "private_score", "recipe", "recipes",
+    },
 ]  # fmt: skip
 # The package's own front door and the console script stand above all layers.
 ABOVE = {"__init__", "__main__"}
