@@ -4,7 +4,8 @@ Everything here works on plain numbers and plain data: no module of this package
 models, kernels or tensors, so a stranger can check a guarantee without any of them.
 
     canonical     one byte string per JSON value, and its digest
-    events        what ran, as a JSON tree of mechanisms; the one place that builds `DpEvent`s
+    events        what ran, as a JSON tree of mechanisms
+    event_forms   the keys and numbers of such a tree, checked; the one place that builds `DpEvent`s
     accountant    epsilon of an event, and delta: the smaller of two upper bounds (pld and renyi)
     precision     PLD composition with its numerical error bounded; grid: what losses are rounded to
     mixtures      the privacy loss of Poisson batches, of one unit and of groups

@@ -19,7 +19,8 @@ from functools import lru_cache
 from json import loads
 
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import EventTree, leaves, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import EventTree, kinds_of, leaves
 from dpads.accounting.grid import epsilon_scale
 from dpads.accounting.pld import pld_deltas_of, pld_epsilon_of, refuse
 from dpads.accounting.pld import supports as pld_supports
@@ -236,6 +237,13 @@ def tier(epsilon: float, delta: float, units: int | None) -> Tier | None:
 
 def check_relation(event: EventTree, relation: Relation) -> None:
     """Refuses what dp-accounting lets through: a sampler under a relation it was not proved for."""
+    known_to_rdp_alone = sorted(kinds_of(event) & {"worst_of", "renyi_filter"})
+    if known_to_rdp_alone and relation is Relation.REPLACE_ONE:
+        raise ConfigError(
+            f'Expected relation "add_or_remove_one" or "zero_out" for an event of kind '
+            f'"{known_to_rdp_alone[0]}", got "replace_one": RDP alone accounts it, and ignores that '
+            "relation."
+        )
     for leaf in leaves(event):
         kind = leaf["kind"]
         if (

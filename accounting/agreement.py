@@ -13,6 +13,7 @@ from typing import Any
 
 from dpads.accounting.accountant import PROFILE_DELTAS
 from dpads.accounting.canonical import digest
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.events import (
     NO_OP,
     SENSITIVITY_SLACK,
@@ -20,7 +21,6 @@ from dpads.accounting.events import (
     composed,
     effective_noise_multiplier,
     leaves,
-    to_dp_event,
 )
 from dpads.accounting.findings import Finding
 from dpads.accounting.foreign import first_difference

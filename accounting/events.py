@@ -1,4 +1,4 @@
-"""What ran on private data, as a tree of plain numbers; the one place that builds `DpEvent`s.
+"""What ran on private data, as a tree of plain numbers.
 
 An event is a JSON tree, so that ledgers and statements hold it as it is and a stranger can
 rebuild it without this library:
@@ -9,21 +9,19 @@ rebuild it without this library:
 
 The kinds `fixed_order_pass` and `truncated_poisson_gaussian` exist although their noise is a
 Gaussian's: the accountant must know the sampler to refuse a neighbouring relation under which
-the amplification, or its absence, was not proved.
+the amplification, or its absence, was not proved. `worst_of` and `renyi_filter` bound what ran
+without telling which of several mechanisms it was; RDP alone knows them.
+
+Trees from files are checked, and made the `DpEvent`s of dp-accounting, by `event_forms`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from dpads.errors import InputError
-
-if TYPE_CHECKING:
-    from dp_accounting import DpEvent
 
 EventTree: TypeAlias = dict[str, Any]
 
@@ -52,29 +50,9 @@ SMALLEST_NOISE_MULTIPLIER = 2.0**-10
 Below, divergences come near the end of floats, and an event counts as having no noise.
 """
 
-# A multiplier above the largest is accounted as the largest, which only raises epsilon.
-_LARGEST_NOISE = 2.0**30
-# Likewise a sampling probability below the smallest.
-_SMALLEST_PROBABILITY = 1e-12
-_DEEPEST = 16
-_LARGEST_NUMBER = sys.float_info.max
 # Of how many of a group join: rarer ones count as all joining, and nothing counts as impossible.
 _NEGLIGIBLE_TAIL = 1e-32
 _LEAST_WEIGHT = 1e-300
-_KEYS: Mapping[str, frozenset[str]] = {
-    "no_op": frozenset(),
-    "non_private": frozenset(),
-    "gaussian": frozenset({"noise_multiplier"}),
-    "poisson_sampled": frozenset({"sampling_prob", "event"}),
-    "fixed_order_pass": frozenset({"event"}),
-    "truncated_poisson_gaussian": frozenset(
-        {"dataset_size", "sampling_prob", "max_batch_size", "noise_multiplier"}
-    ),
-    "mixture_of_gaussians": frozenset({"noise_multiplier", "sensitivities", "sampling_probs"}),
-    "repeat_and_select": frozenset({"event", "mean", "shape"}),
-    "self_composed": frozenset({"event", "count"}),
-    "composed": frozenset({"events"}),
-}
 
 
 def effective_noise_multiplier(noise_multiplier: float) -> float:
@@ -164,6 +142,58 @@ def repeat_and_select(event: EventTree, *, mean: float, shape: float | str) -> E
     }
 
 
+def worst_of(parts: Sequence[EventTree]) -> EventTree:
+    """One of several mechanisms, of which only the costliest counts.
+
+    It holds in two cases, whatever the outputs are (which mechanism it was among them):
+
+    * One of them ran, and which one was drawn without a look at the data. The divergence of a
+      mixture whose components are told apart is at most the largest of theirs.
+    * Each ran on units of its own, and which units those are is decided unit by unit, not by what
+      other units are. One unit more or less, or emptied, then changes what one of them reads; the
+      others see equal rows, and earlier outputs that they build on are given.
+
+    A mechanism that was chosen after a look at private outputs is in neither case.
+
+    Args:
+        parts: The mechanisms' events. Equal ones are merged, nested ones taken apart; a single one
+            is that one.
+
+    Returns:
+        An event whose Renyi divergence is the largest of the parts' at every order. PLD does not
+        know it, nor do zCDP, GDP and groups.
+
+    References:
+        van Erven and Harremoes (2014), arXiv 1206.2459 v2, Theorem 13: joint quasi-convexity.
+        McSherry (2009), Theorem 4: parallel composition.
+    """
+    different: list[EventTree] = []
+    for part in parts:
+        for event in part["events"] if part["kind"] == "worst_of" else [part]:
+            if event != NO_OP and event not in different:
+                different.append(event)
+    if not different:
+        return dict(NO_OP)
+    return different[0] if len(different) == 1 else {"kind": "worst_of", "events": different}
+
+
+def renyi_filter(*, order: float, rdp: float) -> EventTree:
+    """Everything that ran inside a Renyi filter, whatever was chosen after a look at what.
+
+    The order and the total were fixed before the first run. Its Renyi divergence is at most rdp at
+    the order and, since divergences grow with it, at every smaller one; above nothing bounds it.
+
+    Args:
+        order: The order of the filter, > 1.
+        rdp: Its total.
+
+    References:
+        Feldman and Zrnic (2021), arXiv 2008.11193, and Lecuyer (2021), arXiv 2103.01379: filters.
+        van Erven and Harremoes (2014), arXiv 1206.2459 v2, Theorem 3: monotonicity.
+    """
+    return {"kind": "renyi_filter", "order": float(order), "rdp": float(rdp)}
+
+
 def self_composed(event: EventTree, count: int) -> EventTree:
     """The same event, count times (adaptively)."""
     return {"kind": "self_composed", "event": event, "count": int(count)}
@@ -209,7 +239,9 @@ def for_group(event: EventTree, group_size: int) -> EventTree:
         Choquette-Choo et al. (2023), arXiv 2310.15526, Corollary 4.7: vectors by their norms.
         Zhu, Dong and Wang (2022), arXiv 2106.08567, Theorem 10: dominating pairs compose.
     """
-    _count({"group_size": group_size}, "group_size")
+    given: object = group_size
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InputError(f'Expected "group_size" to be an integer >= 1, got {given!r}.')
     if group_size == 1:
         return event
     kind = event["kind"]
@@ -254,13 +286,15 @@ def _joining(group_size: int, sampling_prob: float) -> tuple[list[int], list[flo
 
 
 def iterations_of(event: EventTree) -> int:
-    """How many leaf mechanisms the event composes."""
+    """How many leaf mechanisms the event composes; of a choice, the most that it can be."""
     if event["kind"] == "self_composed":
         return int(event["count"]) * iterations_of(event["event"])
     if event["kind"] == "composed":
         return sum(iterations_of(e) for e in event["events"])
     if event["kind"] == "repeat_and_select":
         return iterations_of(event["event"])
+    if event["kind"] == "worst_of":
+        return max(iterations_of(e) for e in event["events"])
     return 0 if event["kind"] == "no_op" else 1
 
 
@@ -274,155 +308,20 @@ def counted_leaves(event: EventTree, count: int = 1) -> list[tuple[EventTree, in
 
 
 def leaves(event: EventTree) -> list[EventTree]:
-    """The mechanisms of a tree, sampling included, composition stripped."""
+    """The mechanisms of a tree, sampling included; composition, selection and choice stripped."""
     if event["kind"] in ("self_composed", "repeat_and_select"):
         return leaves(event["event"])
-    if event["kind"] == "composed":
+    if event["kind"] in ("composed", "worst_of"):
         return [leaf for e in event["events"] for leaf in leaves(e)]
     return [event]
 
 
-def to_dp_event(event: EventTree) -> DpEvent:
-    """Builds the `dp_accounting.DpEvent` of a tree, checking every key and number.
-
-    Args:
-        event: A tree, possibly read from a file that somebody else wrote.
-
-    Returns:
-        The event of dp-accounting that the accountants compose.
-
-    Raises:
-        InputError: An unknown kind, a missing or unknown key, or a number out of range.
-    """
-    return _build(event, 0)
+def kinds_of(event: EventTree) -> frozenset[str]:
+    """Every kind in a tree, those that hold others included."""
+    inside = [*event.get("events", []), *([event["event"]] if "event" in event else [])]
+    return frozenset({str(event["kind"])}.union(*(kinds_of(part) for part in inside)))
 
 
 def _gaussian(noise_multiplier: float) -> EventTree:
     """A Gaussian whose noise multiplier already includes the slack."""
     return {"kind": "gaussian", "noise_multiplier": float(noise_multiplier)}
-
-
-def _number(
-    event: Mapping[str, Any], key: str, accept: Callable[[float], bool], expected: str
-) -> float:
-    """A finite number of the tree that satisfies a condition."""
-    value = event[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f'Expected "{key}" of an event to be {expected}, got {value!r}.')
-    if abs(value) > _LARGEST_NUMBER or math.isnan(value) or not accept(value):
-        raise InputError(f'Expected "{key}" of an event to be {expected}, got {value!r}.')
-    return float(value)
-
-
-def _count(event: Mapping[str, Any], key: str) -> int:
-    """A positive whole number of the tree."""
-    value = event[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**12:
-        raise InputError(f'Expected "{key}" of an event to be an integer >= 1, got {value!r}.')
-    return value
-
-
-def _list(event: Mapping[str, Any], key: str) -> list[Any]:
-    """A list of the tree that is not empty."""
-    value = event[key]
-    if not isinstance(value, list) or not value:
-        raise InputError(f'Expected "{key}" of an event to be a list that is not empty.')
-    return value
-
-
-def _noise(event: Mapping[str, Any]) -> float:
-    """The noise multiplier of a leaf, as far as accountants can tell multipliers apart."""
-    value = _number(event, "noise_multiplier", lambda x: x >= 0, "a number >= 0")
-    smallest = effective_noise_multiplier(SMALLEST_NOISE_MULTIPLIER)
-    return min(value, _LARGEST_NOISE) if value >= smallest else 0.0
-
-
-def _probability(event: Mapping[str, Any]) -> float:
-    """The sampling probability of a leaf, as far as accountants can tell probabilities apart."""
-    value = _number(event, "sampling_prob", lambda x: 0 < x <= 1, "a number in (0, 1]")
-    return max(value, _SMALLEST_PROBABILITY)
-
-
-def _build(event: Any, depth: int) -> DpEvent:
-    """Recursive part of `to_dp_event`."""
-    from dp_accounting import dp_event as dp
-
-    if depth > _DEEPEST:
-        raise InputError(f"Expected an event nested at most {_DEEPEST} deep.")
-    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
-        raise InputError('Expected an event to be an object with the key "kind".')
-    kind = event["kind"]
-    if kind not in _KEYS:
-        known = ", ".join(f'"{k}"' for k in _KEYS)
-        raise InputError(f'Expected a known kind of event, got "{kind}". Known: {known}.')
-    if set(event) != _KEYS[kind] | {"kind"}:
-        wrong = ", ".join(sorted(set(event) ^ (_KEYS[kind] | {"kind"})))
-        raise InputError(f'An event of kind "{kind}" has missing or unknown keys: {wrong}.')
-
-    if kind == "no_op":
-        return dp.NoOpDpEvent()
-    if kind == "non_private":
-        return dp.NonPrivateDpEvent()
-    if kind == "gaussian":
-        return dp.GaussianDpEvent(_noise(event))
-    if kind == "poisson_sampled":
-        inner = _build(event["event"], depth + 1)
-        _expect_gaussian(event)
-        return dp.PoissonSampledDpEvent(_probability(event), inner)
-    if kind == "fixed_order_pass":
-        inner = _build(event["event"], depth + 1)
-        _expect_gaussian(event)
-        return inner
-    if kind == "truncated_poisson_gaussian":
-        return dp.TruncatedSubsampledGaussianDpEvent(
-            dataset_size=_count(event, "dataset_size"),
-            sampling_probability=_number(
-                event,
-                "sampling_prob",
-                lambda x: _SMALLEST_PROBABILITY <= x <= 1,
-                "a number in [1e-12, 1]",
-            ),
-            truncated_batch_size=_count(event, "max_batch_size"),
-            noise_multiplier=_noise(event),
-        )
-    if kind == "mixture_of_gaussians":
-        return _build_mixture(event)
-    if kind == "repeat_and_select":
-        inner = _build(event["event"], depth + 1)
-        mean = _number(event, "mean", lambda x: 1 <= x <= MOST_RUNS, "in [1, 1e6]")
-        if event["shape"] == "poisson":
-            return dp.RepeatAndSelectDpEvent(inner, mean, math.inf)
-        shape = _number(
-            event, "shape", lambda x: 0 <= x <= LARGEST_SHAPE, 'in [0, 100] or "poisson"'
-        )
-        return dp.RepeatAndSelectDpEvent(inner, mean, shape)
-    if kind == "self_composed":
-        inner = _build(event["event"], depth + 1)
-        return dp.SelfComposedDpEvent(inner, _count(event, "count"))
-    return dp.ComposedDpEvent([_build(e, depth + 1) for e in _list(event, "events")])
-
-
-def _expect_gaussian(event: EventTree) -> None:
-    """Only a Gaussian may be sampled: no amplification is claimed for anything else."""
-    if event["event"]["kind"] != "gaussian":
-        raise InputError(
-            f'Expected the event inside "{event["kind"]}" to be a "gaussian", '
-            f'got "{event["event"]["kind"]}".'
-        )
-
-
-def _build_mixture(event: EventTree) -> DpEvent:
-    """A mixture of Gaussians: sensitivities with their probabilities."""
-    from dp_accounting import dp_event as dp
-
-    sizes, weights = _list(event, "sensitivities"), _list(event, "sampling_probs")
-    if len(sizes) != len(weights):
-        raise InputError(
-            f"Expected as many sensitivities as sampling_probs, got {len(sizes)} and "
-            f"{len(weights)}."
-        )
-    for value in [*sizes, *weights]:
-        _number({"value": value}, "value", lambda x: x >= 0, "a number >= 0")
-    if abs(math.fsum(weights) - 1.0) > 1e-12:
-        raise InputError("Expected the sampling_probs of a mixture to sum to 1.")
-    return dp.MixtureOfGaussiansDpEvent(_noise(event), sizes, weights)

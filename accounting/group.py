@@ -23,13 +23,14 @@ from typing import Any
 from dpads.accounting import events
 from dpads.accounting.accountant import PrivacyLoss, check_delta, check_relation, epsilon_of
 from dpads.accounting.canonical import canonical_bytes, digest
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.events import EventTree
 from dpads.accounting.relation import Relation
 from dpads.errors import ConfigError, InputError
 
 _CODE = (
-    "accountant", "canonical", "events", "grid", "group", "mixtures", "pld", "precision", "relation",
-    "renyi",
+    "accountant", "canonical", "event_forms", "events", "grid", "group", "mixtures", "pld",
+    "precision", "relation", "renyi",
 )  # fmt: skip
 _BOUNDS = ("epsilon", "pld_epsilon", "rdp_epsilon")
 
@@ -85,7 +86,7 @@ def refusal_of(event: EventTree, group_size: int, relation: Relation) -> str | N
         ConfigError: The sampler needs another relation.
         InputError: The event is malformed, or group_size is no whole number >= 1.
     """
-    events.to_dp_event(event)
+    to_dp_event(event)
     events.for_group(events.NO_OP, group_size)
     check_relation(event, relation)
     if relation is Relation.REPLACE_ONE:

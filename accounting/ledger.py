@@ -20,7 +20,8 @@ from typing import Any
 
 from dpads._validate import nearest
 from dpads.accounting.canonical import canonical_bytes, digest
-from dpads.accounting.events import EventTree, composed, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import EventTree, composed
 from dpads.accounting.foreign import parse_json
 from dpads.errors import InputError, VerificationError
 

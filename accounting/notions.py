@@ -17,7 +17,8 @@ from dpads.accounting.accountant import (
     epsilon_of,
 )
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import EventTree, counted_leaves, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import EventTree, counted_leaves
 from dpads.accounting.relation import Relation
 from dpads.accounting.renyi import rdp_curve
 from dpads.errors import ConfigError

@@ -13,7 +13,8 @@ from functools import lru_cache
 from json import loads
 from typing import TYPE_CHECKING, Any
 
-from dpads.accounting.events import PLAIN_GAUSSIANS, counted_leaves, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import PLAIN_GAUSSIANS, counted_leaves
 from dpads.accounting.grid import delta_grid_interval, grid_interval, rough_grid_interval
 from dpads.accounting.precision import compose, composition_error
 from dpads.accounting.relation import Relation, neighboring_relation

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpads.accounting.events import PLAIN_GAUSSIANS, EventTree, counted_leaves, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import PLAIN_GAUSSIANS, EventTree, counted_leaves
 from dpads.accounting.mixtures import mixture_distribution
 
 if TYPE_CHECKING:

@@ -15,11 +15,13 @@ from json import loads
 from typing import TYPE_CHECKING, Any
 
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import counted_leaves, to_dp_event
+from dpads.accounting.event_forms import to_dp_event
+from dpads.accounting.events import EventTree, counted_leaves
 from dpads.accounting.relation import Relation, neighboring_relation
 
 if TYPE_CHECKING:
     import numpy as np
+    from dp_accounting.rdp import RdpAccountant
 
 # Rounding in the logarithms of one mechanism's divergence: measured at about 1e-15.
 _ROUNDING = 2.0**-47
@@ -40,14 +42,35 @@ def rdp_curve(event_bytes: bytes, relation: Relation) -> tuple[Any, Any] | None:
     from dp_accounting.rdp import RdpAccountant
 
     event = loads(event_bytes)
+    to_dp_event(event)
     accountant = RdpAccountant(neighboring_relation=neighboring_relation(relation))
-    if not accountant.supports(to_dp_event(event)):
+    if not _knows(accountant, event):
         return None
     total = np.zeros(accountant.orders.size)
     for leaf, count in counted_leaves(event):
         total += count * _leaf_curve(canonical_bytes(leaf), relation)
     # A divergence that could not be computed is none.
     return accountant.orders, np.nan_to_num(total, nan=np.inf, posinf=np.inf) * (1.0 + 2.0**-40)
+
+
+def rdp_at(event_bytes: bytes, order: float, relation: Relation) -> float:
+    """The Renyi divergence at an order, or at the next larger one that is computed.
+
+    Infinite where RDP does not know the event, would ignore the relation, or has no such order.
+    """
+    curve = None if relation is Relation.REPLACE_ONE else rdp_curve(event_bytes, relation)
+    if curve is None:
+        return math.inf
+    return next((float(rdp) for known, rdp in zip(*curve, strict=True) if known >= order), math.inf)
+
+
+def _knows(accountant: RdpAccountant, event: EventTree) -> bool:
+    """Whether RDP has a curve of an event; of a choice, of all its parts."""
+    if event["kind"] in ("composed", "worst_of"):
+        return all(_knows(accountant, part) for part in event["events"])
+    if event["kind"] in ("self_composed", "repeat_and_select"):
+        return _knows(accountant, event["event"])
+    return event["kind"] == "renyi_filter" or bool(accountant.supports(to_dp_event(event)))
 
 
 @lru_cache(maxsize=1024)
@@ -69,6 +92,12 @@ def _leaf_curve(leaf_bytes: bytes, relation: Relation) -> Any:
                 )
             shape = math.inf if leaf["shape"] == "poisson" else leaf["shape"]
             rdp = rdp_privacy_accountant._compute_rdp_repeat_and_select(*run, leaf["mean"], shape)
+        elif leaf["kind"] == "worst_of":
+            curves = [rdp_curve(canonical_bytes(part), relation) for part in leaf["events"]]
+            # Of a part that is not known nothing is.
+            rdp = np.max([np.inf if c is None else c[1] for c in curves], axis=0)
+        elif leaf["kind"] == "renyi_filter":
+            rdp = np.where(accountant.orders <= leaf["order"], leaf["rdp"], np.inf)
         else:
             rdp = accountant.compose(to_dp_event(leaf)).rdp
     return np.maximum(rdp, 0.0) + _ROUNDING

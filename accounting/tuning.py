@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dpads.accounting import events
 from dpads.accounting.accountant import PrivacyLoss, epsilon_of
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.events import LARGEST_SHAPE, MOST_RUNS, EventTree
 from dpads.accounting.relation import Relation
 from dpads.errors import ConfigError
@@ -105,7 +106,7 @@ def cost_of_selection(
 
 def selection_refusal(run: EventTree, relation: Relation) -> str | None:
     """Why the best of a random number of these runs cannot be accounted; None where it can."""
-    events.to_dp_event(run)
+    to_dp_event(run)
     if Relation(relation) is Relation.REPLACE_ONE:
         return "it is accounted by RDP, which ignores the relation replace_one"
     for leaf, _ in events.counted_leaves(run):

@@ -114,9 +114,18 @@ def event_words(event: Mapping[str, Any]) -> str:
     if kind == "repeat_and_select":
         inner = event_words(event["event"])
         return f"the best of a random number (mean {event['mean']:g}) of runs of [{inner}]"
+    if kind == "worst_of":
+        parts = "; or ".join(event_words(part) for part in event["events"])
+        return f"one of [{parts}], whichever costs most"
+    if kind == "renyi_filter":
+        return (
+            f"a Renyi filter of order {event['order']:g} with the fixed total {event['rdp']:.6g}, and "
+            "whatever ran inside"
+        )
     if kind == "self_composed":
         inner = event_words(event["event"])
-        simple = event["event"]["kind"] not in ("self_composed", "composed", "repeat_and_select")
+        compound = ("self_composed", "composed", "repeat_and_select", "worst_of")
+        simple = event["event"]["kind"] not in compound
         return f"{event['count']:,} x {inner if simple else f'[{inner}]'}"
     if kind == "composed":
         return "; then ".join(event_words(part) for part in event["events"])

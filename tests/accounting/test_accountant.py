@@ -25,6 +25,7 @@ from dpads.accounting.accountant import (
     tier,
 )
 from dpads.accounting.canonical import canonical_bytes
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.grid import VALUE_DISCRETIZATION_INTERVAL, grid_interval
 from dpads.accounting.mixtures import Mixture, mixture_distribution
 from dpads.accounting.precision import compose, composition_error
@@ -364,7 +365,7 @@ def test_no_number_is_too_small_where_float64_fails() -> None:
     # dp-accounting's float64 PLD reads 3.319 here; the same algorithm in 80 bits reads 3.333.
     event = events.dp_sgd(2.0 * SLACK, 1e-3, 10**6)
     naive = dp.pld.PLDAccountant(value_discretization_interval=1e-4)
-    naive.compose(events.to_dp_event(event))
+    naive.compose(to_dp_event(event))
     ours = epsilon_of(event, 1e-10, ADD)
     assert ours.epsilon > naive.get_epsilon(1e-10)
     assert ours.epsilon >= 3.333

@@ -19,6 +19,7 @@ from scipy.stats import binom, norm
 from dpads.accounting import events, group
 from dpads.accounting.accountant import PrivacyLoss, Relation, delta_of, epsilon_of
 from dpads.accounting.canonical import canonical_bytes, digest
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.group import group_profile, refusal_of
 from dpads.accounting.mixtures import mixture_distribution
 from dpads.accounting.precision import compose, composition_error
@@ -136,7 +137,7 @@ def test_how_many_join_is_rounded_up(group_size: int, sampling_prob: float) -> N
         },
         group_size,
     )
-    events.to_dp_event(one)
+    to_dp_event(one)
     sizes, weights = one["sensitivities"], one["sampling_probs"]
     assert math.fsum(weights) == pytest.approx(1.0, abs=1e-15)
     assert sizes[-1] == group_size

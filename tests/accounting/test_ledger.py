@@ -11,6 +11,7 @@ import pytest
 
 from dpads.accounting import events
 from dpads.accounting.accountant import Relation, epsilon_of
+from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.ledger import KINDS, Ledger, LedgerEntry, joint_event
 from dpads.errors import InputError, VerificationError
 
@@ -240,7 +241,7 @@ def test_a_line_that_no_reader_should_parse_is_named(tmp_path: Path, line: bytes
 def test_a_number_beyond_floats_is_refused_in_an_event() -> None:
     for value in (10**400, -(10**400), float("inf"), float("nan")):
         with pytest.raises(InputError, match="noise_multiplier"):
-            events.to_dp_event({"kind": "gaussian", "noise_multiplier": value})
+            to_dp_event({"kind": "gaussian", "noise_multiplier": value})
 
 
 @pytest.mark.parametrize(
