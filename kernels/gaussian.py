@@ -8,7 +8,7 @@ and cosine are polynomials in float64, so that the loops vectorise and the numbe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -136,29 +136,45 @@ def scratch_of(dim: int) -> int:
     return (2 * pairs_of(dim) + 1) * LANES
 
 
+class Scratch(NamedTuple):
+    """Memory for the normals of LANES rows.
+
+    Attributes:
+        initial: uint32[16 * LANES], the key set; counter and nonce words are overwritten.
+        words: uint32[words_of(dim)].
+        normals: float32[scratch_of(dim)], normal n of row l at n * LANES + l.
+    """
+
+    initial: NDArray[np.uint32]
+    words: NDArray[np.uint32]
+    normals: NDArray[np.float32]
+
+
+@njit(cache=True, nogil=True)
+def scratch_for(key: NDArray[np.uint32], dim: int) -> Scratch:
+    """Memory for one thread, the key set."""
+    initial = np.empty(WORDS * LANES, np.uint32)
+    set_key(initial, key)
+    return Scratch(
+        initial, np.empty(words_of(dim), np.uint32), np.zeros(scratch_of(dim), np.float32)
+    )
+
+
 @njit(cache=True, nogil=True)
 def group_normals(
-    initial: NDArray[np.uint32],
-    words: NDArray[np.uint32],
-    rows: NDArray[np.int64],
-    start: int,
-    count: int,
-    step: int,
-    dim: int,
-    out: NDArray[np.float32],
+    scratch: Scratch, rows: NDArray[np.int64], start: int, count: int, step: int, dim: int
 ) -> None:
-    """Standard normals of up to LANES rows, in lane layout.
+    """Standard normals of up to LANES rows, into `scratch.normals`.
 
     Args:
-        initial: uint32[16 * LANES] that `set_key` prepared; counter and nonce words are overwritten.
-        words: uint32[words_of(dim)], scratch.
+        scratch: from `scratch_for`, for the same dim.
         rows: int64[k], row addresses below 2^32.
         start: first of the rows taken.
         count: number of the rows taken, at most LANES.
         step: the iteration of the address.
         dim: normals per row.
-        out: float32[scratch_of(dim)], normal n of row l at n * LANES + l.
     """
+    initial, words = scratch.initial, scratch.words
     for lane in range(LANES):
         row = rows[start + min(lane, count - 1)]
         initial[13 * LANES + lane] = uint32(row)
@@ -171,7 +187,7 @@ def group_normals(
         keystream(initial, words, index * WORDS * LANES)
     lows = words[blocks * WORDS * LANES :]
     _second_words(initial, words, blocks, pairs, lows)
-    lane_normals(words, lows, pairs, out)
+    lane_normals(words, lows, pairs, scratch.normals)
 
 
 @njit(cache=True, nogil=True)
@@ -214,16 +230,13 @@ def _fill(
 ) -> None:
     """One thread's share of `fill_normals`."""
     dim = out.shape[1]
-    initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(words_of(dim), np.uint32)
-    normals = np.empty(scratch_of(dim), np.float32)
-    set_key(initial, key)
+    scratch = scratch_for(key, dim)
     for start in range(0, len(rows), LANES):
         count = min(LANES, len(rows) - start)
-        group_normals(initial, words, rows, start, count, step, dim, normals)
+        group_normals(scratch, rows, start, count, step, dim)
         for lane in range(count):
             for j in range(dim):
-                out[start + lane, j] = stddev * normals[j * LANES + lane]
+                out[start + lane, j] = stddev * scratch.normals[j * LANES + lane]
 
 
 def fill_normals(
@@ -286,16 +299,13 @@ def noisy_mean(
         divisor: positive.
         out: float32[n], written.
     """
-    initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(words_of(NORMALS_PER_ROW), np.uint32)
-    draws = np.empty(scratch_of(NORMALS_PER_ROW), np.float32)
-    set_key(initial, key)
+    scratch = scratch_for(key, NORMALS_PER_ROW)
     rows = first_row + np.arange((len(sums) + NORMALS_PER_ROW - 1) // NORMALS_PER_ROW)
     for start in range(0, len(rows), LANES):
         count = min(LANES, len(rows) - start)
-        group_normals(initial, words, rows, start, count, step, NORMALS_PER_ROW, draws)
+        group_normals(scratch, rows, start, count, step, NORMALS_PER_ROW)
         for lane in range(count):
             at = (start + lane) * NORMALS_PER_ROW
             for j in range(min(NORMALS_PER_ROW, len(sums) - at)):
-                noisy = sums[at + j] + stddev * np.float64(draws[j * LANES + lane])
+                noisy = sums[at + j] + stddev * np.float64(scratch.normals[j * LANES + lane])
                 out[at + j] = np.float32(np.rint(noisy / grid) * grid / divisor)

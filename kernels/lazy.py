@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dpads.kernels.chacha import LANES, WORDS, set_key
-from dpads.kernels.gaussian import group_normals, scratch_of, words_of
+from dpads.kernels.chacha import LANES
+from dpads.kernels.gaussian import group_normals, scratch_for
 from dpads.kernels.memory import prefetch
 from dpads.kernels.workers import ROWS_PER_TASK, over
 
@@ -183,11 +183,8 @@ def _catch_up(
 ) -> None:
     """One thread's share of `catch_up`."""
     dim = array.shape[1]
-    initial = np.empty(WORDS * LANES, np.uint32)
-    words = np.empty(words_of(dim), np.uint32)
-    normals = np.zeros(scratch_of(dim), np.float32)
-    since = np.empty(LANES, np.int64)
-    set_key(initial, key)
+    scratch, since = scratch_for(key, dim), np.empty(LANES, np.int64)
+    normals = scratch.normals
     for start in range(0, len(rows), LANES):
         count = min(LANES, len(rows) - start)
         for ahead in range(start + LANES, min(start + 2 * LANES, len(rows))):
@@ -200,7 +197,7 @@ def _catch_up(
         if not pending:
             continue
         if scale > 0.0:
-            group_normals(initial, words, rows, start, count, step, dim, normals)
+            group_normals(scratch, rows, start, count, step, dim)
         for lane in range(count):
             gap = step - since[lane]
             if gap <= 0:

@@ -12,9 +12,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dpads.kernels.chacha import LANES, WORDS, set_key
+from dpads.kernels.chacha import LANES
 from dpads.kernels.clip import merged_sum
-from dpads.kernels.gaussian import group_normals, scratch_of, words_of
+from dpads.kernels.gaussian import Scratch, group_normals, scratch_for
 from dpads.kernels.memory import prefetch
 from dpads.kernels.merge import Runs, SortedPlaces
 from dpads.kernels.workers import ROWS_PER_TASK, over
@@ -40,30 +40,6 @@ class Move(NamedTuple):
     key: NDArray[np.uint32]
 
 
-class _Scratch(NamedTuple):
-    """Memory for the normals of LANES rows.
-
-    Attributes:
-        initial: uint32[16 * LANES].
-        words: uint32[words_of(dim)].
-        normals: float32[scratch_of(dim)].
-    """
-
-    initial: NDArray[np.uint32]
-    words: NDArray[np.uint32]
-    normals: NDArray[np.float32]
-
-
-@njit(cache=True, nogil=True)
-def _scratch(key: NDArray[np.uint32], dim: int) -> _Scratch:
-    """Memory, the key set."""
-    initial = np.empty(WORDS * LANES, np.uint32)
-    set_key(initial, key)
-    return _Scratch(
-        initial, np.empty(words_of(dim), np.uint32), np.zeros(scratch_of(dim), np.float32)
-    )
-
-
 @njit(cache=True, nogil=True)
 def _move_lanes(
     array: NDArray[np.float32],
@@ -72,14 +48,12 @@ def _move_lanes(
     start: int,
     sums: NDArray[np.float64],
     move: Move,
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> None:
     """Moves rows[start : start + len(sums)], at most LANES."""
     dim, normals = array.shape[1], scratch.normals
     if move.stddev > 0.0:
-        group_normals(
-            scratch.initial, scratch.words, rows, start, len(sums), move.step, dim, normals
-        )
+        group_normals(scratch, rows, start, len(sums), move.step, dim)
     for lane in range(len(sums)):
         row = rows[start + lane]
         if len(history) > 0:
@@ -113,7 +87,7 @@ def move_rows(
         sums: float64[k, dim].
         move: what is done.
     """
-    scratch = _scratch(move.key, array.shape[1])
+    scratch = scratch_for(move.key, array.shape[1])
     for start in range(0, len(rows), LANES):
         _move_lanes(array, history, rows, start, sums[start : start + LANES], move, scratch)
 
@@ -132,7 +106,7 @@ def move_merged(
 ) -> None:
     """Moves the rows of runs first:last by their `clip.merged_sum`s, of which a few are kept at a time."""
     dim = array.shape[1]
-    scratch, sums = _scratch(move.key, dim), np.empty((SUMMED_ROWS, dim))
+    scratch, sums = scratch_for(move.key, dim), np.empty((SUMMED_ROWS, dim))
     for start in range(first, last, SUMMED_ROWS):
         count = min(SUMMED_ROWS, last - start)
         merged_sum(grads, places, factors, runs, start, sums[:count])
