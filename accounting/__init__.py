@@ -12,6 +12,7 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
     notions       one event in other words: RDP, zCDP, GDP, and what an attacker gains
     group         the event as a user with several units sees it, kept in a disk cache
     guarantees    all of these in the schema's form; tuning: what choosing among runs costs
+    filters       a fixed total for runs that are chosen after a look at earlier ones
     calibration   the noise, iterations or batch size that meet a target epsilon from below
     mechanism     the promise that is wanted and the mechanism that keeps it, as plain numbers
     ledger        the append-only, hash-chained list of every access to private data

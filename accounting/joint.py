@@ -199,7 +199,7 @@ class JointRuns:
             raise ConfigError(
                 f"Expected all runs on the same training rows, but those of {self.name(index)} are "
                 f"others than those of {self.name(0)}: another store, even of the same logs, or another "
-                "init_seed. Prepare the logs once (dpads prepare) and train every run from that store; of "
+                "split_seed. Prepare the logs once (dpads prepare) and train every run from that store; of "
                 "these, state each alone, and name the others under [statement] tuning."
             )
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Rounding in the logarithms of one mechanism's divergence: measured at about 1e-15.
 _ROUNDING = 2.0**-47
+# Nearer to 1 the conversion divides by next to nothing.
+_SMALLEST_ORDER = 1.01
 
 
 def rdp_epsilon_of(event_bytes: bytes, delta: float, relation: Relation) -> float | None:
@@ -129,7 +131,20 @@ def epsilon_of_curve(
     import numpy as np
 
     bounds = rdp + np.log1p(-1.0 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1.0)
-    return max(0.0, float(np.min(bounds[orders > 1.01])))
+    return max(0.0, float(np.min(bounds[orders > _SMALLEST_ORDER])))
+
+
+def largest_divergences(
+    orders: np.ndarray[Any, Any], epsilon: float, delta: float
+) -> np.ndarray[Any, Any]:
+    """The divergence that converts to an epsilon, at each order alone; below 0 where none does.
+
+    It is rounded to nearest: `epsilon_of_curve` decides.
+    """
+    import numpy as np
+
+    bounds = epsilon - np.log1p(-1.0 / orders) + (np.log(delta) + np.log(orders)) / (orders - 1.0)
+    return np.where(orders > _SMALLEST_ORDER, bounds, -np.inf)
 
 
 def rdp_deltas_of(
@@ -145,7 +160,7 @@ def rdp_deltas_of(
     curve = None if relation is Relation.REPLACE_ONE else rdp_curve(event_bytes, relation)
     if curve is None:
         return None
-    kept = curve[0] > 1.01
+    kept = curve[0] > _SMALLEST_ORDER
     orders, rdp = np.asarray(curve[0])[kept], np.asarray(curve[1])[kept]
     # Past 1e6 the smallest delta that floats have is reached; a bound never rounds down to 0.
     excess = rdp + np.log1p(-1.0 / orders) - np.minimum(epsilons, 1e6)[:, None]
