@@ -134,14 +134,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, *parts: Buffer) -> None:
-    """Replaces a file as a whole by the parts, one after another."""
+    """Replaces a file as a whole by the parts, one after another; a disk that fills leaves the old one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def to_json(data: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from small_runs import SMALL
 
 import dpads
+from dpads import record as files
 from dpads.accounting.ledger import Ledger
 from dpads.errors import ConfigError
 from dpads.plan import Plan
@@ -48,3 +50,19 @@ def test_the_plan_is_told_before_the_ledger_opens(
     assert plans == told == [run.plan]
     event = next(e for e in Ledger.load(tmp_path / "run/ledger.jsonl").entries if e.dp_event)
     assert event.dp_event == plans[0].event()
+
+
+def test_a_disk_that_fills_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.json"
+    files.write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(path, "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+    assert path.read_text() == "old"
