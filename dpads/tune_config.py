@@ -57,8 +57,8 @@ class TuneConfig:
             raise ConfigError(
                 f"Expected tune.score_bound to be a finite number > 0, got {self.score_bound!r}."
             )
-        whole = isinstance(self.score_seed, int) and not isinstance(self.score_seed, bool)
-        if not whole or self.score_seed < 0:
+        seed: object = self.score_seed
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(
                 f"Expected tune.score_seed to be an integer >= 0, got {self.score_seed!r}."
             )
@@ -73,7 +73,7 @@ class TuneConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> TuneConfig:
+    def from_table(cls, table: object) -> TuneConfig:
         """Reads the [tune] table of a SWEEP.toml.
 
         Raises:
@@ -83,7 +83,7 @@ class TuneConfig:
             >>> TuneConfig.from_table({"mean_trials": 20, "law": "geometric"}).shape
             1.0
         """
-        if not isinstance(table, Mapping):
+        if not isinstance(table, Mapping):  # a document says anything
             raise ConfigError(f"[tune]: expected a table, got {table!r}.")
         known = [item.name for item in dataclasses.fields(cls)]
         for key in table:

@@ -1,0 +1,96 @@
+"""The selected run: its model from its slot, every file written anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+from dpads import record as files
+from dpads.accounting.ledger import Ledger
+from dpads.evaluation import evaluate_model, no_metrics
+from dpads.private_selection_plan import Prepared
+from dpads.private_selection_worker import FACTS, settings_of
+from dpads.run import Run, note_evaluation
+from dpads.training import Performance
+
+
+def selected_run(
+    prepared: Prepared, candidate: int, slot: Path, ledger: Ledger, performance: Performance
+) -> Run:
+    """The run of the selected candidate; its test metrics are the only look at the test rows.
+
+    Args:
+        prepared: the candidates.
+        candidate: which one.
+        slot: where its model is.
+        ledger: of the selection; entries about the selected run are appended, each once.
+        performance: what it was trained with.
+    """
+    config = prepared.candidates[candidate]
+    plan = prepared.plans[candidate]
+    model, facts = files.load_model(slot), files.read_json(slot / FACTS)
+    noted = {entry.kind for entry in ledger.entries}
+    if "selected_training" not in noted:
+        ledger.append(
+            kind="selected_training",
+            description=f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables: the "
+            "run that was selected",
+            rows="train",
+            treatment="covered_by_accounting",
+            details={"dp_event": plan.event()},
+        )
+    if "training_finished" not in noted:
+        ledger.append(
+            kind="training_finished",
+            description=f"{facts['executed']} iterations ran, {facts['replayed']} ran again after "
+            "a crash",
+            rows="train",
+            treatment="covered_by_accounting",
+            details=facts,
+        )
+    rows = prepared.rows.all
+    metrics = no_metrics(config.schema.task, "no test rows were given")
+    if rows.test is not None:
+        if "evaluation" not in noted:
+            note_evaluation(ledger, rows.test_rows)
+        metrics = evaluate_model(model, rows.test)
+    human = dataclasses.asdict(config.statement)
+    record = files.RunRecord(
+        created_at=files.now(),
+        plan=json.loads(plan.to_json()),
+        settings=settings_of(config).to_dict(),
+        performance=dataclasses.asdict(performance),
+        model=config.model.to_dict(),
+        schema=config.schema.to_dict(),
+        train_fingerprint=rows.train.fingerprint,
+        test_fingerprint=rows.test.fingerprint
+        if rows.test is not None and rows.test_rows != "train_and_test"
+        else None,
+        executed=facts["executed"],
+        replayed=facts["replayed"],
+        reference=False,
+        artifacts={
+            files.PARAMETERS: files.sha256(*files.parameters_of(model)),
+            files.MODEL: files.sha256(files.describe_model(model).encode()),
+        },
+        statement={key: value for key, value in human.items() if value is not None},
+        versions=files.versions(),
+    )
+    return Run(
+        model=model,
+        plan=plan,
+        record=record,
+        config=config,
+        ledger=ledger,
+        metrics=metrics.to_dict(),
+    )
+
+
+def even_times(folder: Path) -> None:
+    """Gives every file of a folder one time: differences would tell how long the work took."""
+    now = time.time_ns()
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, ns=(now, now))
