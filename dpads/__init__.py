@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dpads.run_training import train
     from dpads.schema import Bag, FeatureSchema, Numeric
     from dpads.store import ExampleStore
+    from dpads.sweeping import Sweep, sweep
     from dpads.training import Performance
     from dpads.verifying import verify
 
@@ -76,6 +77,7 @@ __all__ = [
     "Sgd",
     "SparseBatch",
     "StoreError",
+    "Sweep",
     "VerificationError",
     "__version__",
     "accounting",
@@ -85,6 +87,7 @@ __all__ = [
     "models",
     "plan_table",
     "prepare",
+    "sweep",
     "synthetic",
     "train",
     "verify",
@@ -118,11 +121,13 @@ _MODULE_OF = {
     "Sgd": "optimizers",
     "SparseBatch": "batch",
     "StoreError": "errors",
+    "Sweep": "sweeping",
     "VerificationError": "errors",
     "calibrate": "plan",
     "clipped_gradients": "clipping",
     "plan_table": "plan_rows",
     "prepare": "preparing",
+    "sweep": "sweeping",
     "train": "run_training",
     "verify": "verifying",
 }

@@ -176,9 +176,9 @@ def parse_sweep(document: Mapping[str, Any], *, base: Path) -> SweepConfig:
         raise ConfigError(f"Expected at most {MOST_TRIALS:,} trials, got {len(trials):,}.")
     tune = None
     if "tune" in document:
-        from dpads.tune_config import read_tune
+        from dpads.tune_config import TuneConfig
 
-        tune = read_tune(document["tune"])
+        tune = TuneConfig.from_table(document["tune"])
     kept = {key: document[key] for key in ("trials", "seed", "tune") if key in document}
     if "axes" in document:
         kept["axes"] = _plain_axes(document["axes"])

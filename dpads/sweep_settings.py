@@ -129,6 +129,6 @@ def check_plan(config: Config, units: int | None) -> int:
     return resolve_plan(config, fixed, clip, units).mechanism.iterations
 
 
-def in_words(settings: Settings) -> str:
+def in_words(settings: Mapping[str, Any]) -> str:
     """Settings as a person writes them."""
     return ", ".join(f"{key} = {toml_value(value)}" for key, value in settings.items())

@@ -10,6 +10,7 @@ What a trial leaves beside its run's folder says how the last try ended:
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpads.accounting.ledger import Ledger
 from dpads.config import parse_config
-from dpads.errors import CheckpointError, DpadsError
-from dpads.record import LEDGER, is_run, partial_of, to_json, write_text
+from dpads.errors import CheckpointError, DpadsError, RunError
+from dpads.record import CHECKPOINTS, LEDGER, is_run, partial_of, to_json, write_text
 
 if TYPE_CHECKING:
     from dpads.plan import Plan
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 Status = Literal["done", "failed", "interrupted"]
 LEDGER_LOCK: Final = ".ledger.lock"
+TRIALS_LOCK: Final = ".lock"
+PATIENCE: Final = (
+    10.0  # seconds for a worker of an earlier start to notice that its sweep has ended
+)
 _PEAK: Final = Path("/proc/self/clear_refs")
 _STATUS: Final = Path("/proc/self/status")
 
@@ -140,7 +145,8 @@ def run_trial(
     error: Exception | None = None
     run = None
     try:
-        run = _train(task, folder, clock)
+        with _alone(folder):
+            run = _train(task, folder, clock)
     except (DpadsError, OSError, MemoryError) as caught:
         error = caught
     outcome = TrialOutcome(
@@ -201,6 +207,7 @@ def _clear_the_way(task: TrialTask, folder: Path) -> bool:
         return False
     if partial.exists():
         lost = earlier is not None and earlier.error_kind == CheckpointError.__name__
+        lost |= not [path for path in partial.glob(f"{CHECKPOINTS}/*-*") if not path.suffix]
         if not (task.retry and lost):
             return False
         number = 1
@@ -268,6 +275,30 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a trial: no two processes may train it at a time.
+
+    Raises:
+        RunError: another process does, and goes on doing so.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = int.from_bytes(hashlib.sha256(folder.name.encode()).digest()[:7])
+    with folder.with_name(TRIALS_LOCK).open("ab") as file:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                break
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > until:
+                    raise RunError(
+                        f"{folder}: another process is training this trial. Wait for it, or end it."
+                    ) from None
+            time.sleep(0.05)
+        yield
 
 
 class _Clock:
