@@ -25,7 +25,7 @@ from dpads.accounting.grid import epsilon_scale
 from dpads.accounting.pld import pld_deltas_of, pld_epsilon_of, refuse
 from dpads.accounting.pld import supports as pld_supports
 from dpads.accounting.relation import Relation
-from dpads.accounting.renyi import rdp_deltas_of, rdp_epsilon_of
+from dpads.accounting.renyi import quick_rdp_epsilon_of, rdp_deltas_of, rdp_epsilon_of
 from dpads.errors import ConfigError, InputError
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "deltas_of",
     "epsilon_of",
     "profile",
+    "quick_rdp_epsilon",
     "rdp_epsilon",
     "rough_epsilon",
     "round_up",
@@ -157,6 +158,11 @@ def rdp_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
     """RDP's upper bound alone, the fastest; infinite where RDP says nothing."""
     bound = rdp_epsilon_of(_bytes(event), delta, Relation(relation))
     return math.inf if bound is None else bound
+
+
+def quick_rdp_epsilon(event: EventTree, delta: float, relation: Relation) -> float:
+    """A looser `rdp_epsilon`, many times faster: to search with."""
+    return quick_rdp_epsilon_of(_bytes(event), delta, Relation(relation))
 
 
 def profile(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from dpads.accounting import events
-from dpads.accounting.accountant import Relation, epsilon_of
+from dpads.accounting.accountant import Relation, epsilon_of, rdp_epsilon
 from dpads.accounting.tuning import (
     SELECTION_SHAPES,
     cost_of_composition,
     cost_of_selection,
+    noise_for_selection,
     selection_refusal,
 )
-from dpads.errors import ConfigError, InputError
+from dpads.errors import BudgetError, ConfigError, InputError
 
 SLACK = 1 + events.SENSITIVITY_SLACK
 ADD, ZERO, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.ZERO_OUT, Relation.REPLACE_ONE
@@ -130,3 +133,109 @@ def test_a_run_that_hides_nearly_everything_is_no_free_lunch(noise: float, shape
     run = events.dp_sgd(noise, 1e-6, 10)
     cost = cost_of_selection(run, mean=20, shape=shape, delta=1e-8, relation=ADD)
     assert 0.0 <= cost.loss.epsilon < 0.2
+
+
+def _schedules() -> list[Callable[[float], events.EventTree]]:
+    """Ten unlike candidates: their Renyi curves cross."""
+    return [
+        partial(events.dp_sgd, sampling_prob=prob, iterations=count)
+        for prob in (0.002, 0.01, 0.05, 0.1, 0.2)
+        for count in (100, 1000)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "mean", "shape"),
+    [(3.0, 10, "poisson"), (1.0, 10, "geometric"), (0.2, 3, "logarithmic"), (8.0, 1, 2.5)],
+)
+def test_noise_for_a_selection_meets_the_budget_from_below(
+    epsilon: float, mean: float, shape: float | str
+) -> None:
+    schedules = _schedules()
+    found = noise_for_selection(
+        schedules,
+        score=events.gaussian,
+        mean=mean,
+        shape=shape,
+        epsilon=epsilon,
+        delta=1e-8,
+        relation=ADD,
+    )
+    assert epsilon * (1 - 1e-3) <= found.loss.epsilon <= epsilon
+    assert found.loss == epsilon_of(found.event, 1e-8, ADD)
+    noises = zip(schedules, found.noise_multipliers, strict=True)
+    parts = [schedule(noise) for schedule, noise in noises]
+    parts.append(events.gaussian(found.score_noise_multiplier))
+    law = SELECTION_SHAPES.get(str(shape), shape)
+    assert found.event == events.repeat_and_select(events.worst_of(parts), mean=mean, shape=law)
+    assert found.run_epsilon < epsilon
+    for part in parts:
+        assert rdp_epsilon(part, 1e-8, ADD) <= found.run_epsilon
+    # No candidate could do with much less noise: all of them are at the edge of the common curve.
+    for place in range(len(parts)):
+        less = [*found.noise_multipliers, found.score_noise_multiplier]
+        less[place] *= 0.9
+        worse = [e(noise) for e, noise in zip([*schedules, events.gaussian], less, strict=True)]
+        event = events.repeat_and_select(events.worst_of(worse), mean=mean, shape=law)
+        assert epsilon_of(event, 1e-8, ADD).epsilon > found.loss.epsilon
+
+
+def test_equal_candidates_have_equal_noise() -> None:
+    schedule = partial(events.dp_sgd, sampling_prob=0.01, iterations=100)
+    found = noise_for_selection(
+        [schedule, schedule],
+        score=events.gaussian,
+        mean=5,
+        shape="geometric",
+        epsilon=2.0,
+        delta=1e-8,
+        relation=ZERO,
+    )
+    assert found.noise_multipliers[0] == found.noise_multipliers[1]
+    assert len(found.event["event"]["events"]) == 2
+
+
+def test_a_selection_that_no_noise_pays_for_is_refused() -> None:
+    schedule = partial(events.dp_sgd, sampling_prob=1.0, iterations=1000)
+    for changes, error, words in [
+        ({"epsilon": 1e-5, "delta": 1e-12}, BudgetError, "Raise epsilon"),
+        ({"relation": REPLACE}, ConfigError, "replace_one"),
+        ({"candidates": []}, ConfigError, "at least one candidate"),
+        ({"candidates": [lambda _: TRUNCATED]}, ConfigError, "truncated"),
+        ({"candidates": [lambda _: events.fixed_order(1.0, 1)]}, ConfigError, "fixed order"),
+        ({"score": lambda _: events.gaussian(0.0)}, ConfigError, "without noise"),
+        ({"mean": 0.5}, ConfigError, "mean"),
+        ({"shape": "uniform"}, ConfigError, "shape"),
+        ({"epsilon": math.inf}, ConfigError, "epsilon"),
+    ]:
+        arguments: dict[str, Any] = {
+            "candidates": [schedule],
+            "score": events.gaussian,
+            "mean": 5,
+            "shape": "geometric",
+            "epsilon": 2.0,
+            "delta": 1e-8,
+            "relation": ADD,
+            **changes,
+        }
+        with pytest.raises(error, match=words):
+            noise_for_selection(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (TRUNCATED, "truncated"),
+        (events.fixed_order(1.0, 2), "fixed order"),
+        (events.for_group(events.dp_sgd(1.0, 0.1, 5), 2), "mixture"),
+        (events.repeat_and_select(GOLDEN_RUN, mean=2.0, shape=1.0), "selection already"),
+        (events.gaussian(0.0), "without noise"),
+        (events.renyi_filter(order=8.0, rdp=1.0), "filter"),
+    ],
+    ids=lambda part: part["kind"] if isinstance(part, dict) else "",
+)
+def test_no_choice_hides_what_cannot_be_selected_among(part: events.EventTree, words: str) -> None:
+    choice = events.worst_of([GOLDEN_RUN, events.worst_of([part, events.gaussian(1.0)])])
+    for run in (choice, events.composed([GOLDEN_RUN, choice])):
+        assert words in str(selection_refusal(run, ZERO))
+    assert selection_refusal(events.worst_of([GOLDEN_RUN, events.gaussian(1.0)]), ZERO) is None
