@@ -100,7 +100,8 @@ class Selection:
     Args:
         sweep: the candidates.
         performance: threads and memory.
-        make_runner: makes what trains candidates, of the lock's descriptor and `Watch.wait`; a process of its own, but for tests.
+        make_runner: makes what trains candidates, of the lock's descriptor and `Watch.wait`; a process of
+            its own, but for tests.
     """
 
     def __init__(
