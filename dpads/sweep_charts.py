@@ -1,0 +1,377 @@
+"""Drawing the pictures of a sweep with Vega-Altair: for the page, and as files.
+
+On the page colours are variables of its style sheet, so that one drawing is right in the light, in
+the dark and on paper; legends are the page's own. Files carry plain colours and their own legend.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dpads.sweep_figures import Figure, Point
+
+if TYPE_CHECKING:
+    import altair as alt
+
+SHAPES: Final = (
+    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left",
+)  # fmt: skip
+# Kinds: hues that stay apart for colour-blind readers, each at least 3 to 1 on white.
+KINDS: Final = (
+    "#0b62c4", "#b65200", "#0b7a6b", "#a3226f", "#6b4fb3", "#5c6b00", "#3f4a59", "#b3261e",
+)  # fmt: skip
+# Ordered values: from dark blue to orange, lightness rising all the way.
+RAMP: Final = (
+    "#15107f", "#43129b", "#6a14a2", "#8d1f9d", "#ab2f8d", "#c4447a", "#d65a65", "#dd6f4d",
+)  # fmt: skip
+_PLAIN: Final = {"ink": "#18202c", "quiet": "#536071", "line": "#d5dce5"}
+_FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+_VEGA_LITE: Final = "6.4"
+_TICK_GAP = 0.09  # of the axis, between two labels
+_DODGE = 0.011  # of the axis, between the marks of two lines at one place
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a chart's colours come from.
+
+    Attributes:
+        is_page: Whether it is drawn on the page.
+    """
+
+    is_page: bool
+
+    def colour(self, name: str) -> str:
+        """One of the page's own colours: ink, quiet or line."""
+        return f"var(--{name})" if self.is_page else _PLAIN[name]
+
+    def series(self, figure: Figure) -> list[str]:
+        """The colour of each line."""
+        if figure.lines == ("",):
+            return ["var(--kind-0)" if self.is_page else KINDS[0]]
+        names = colour_names(figure)
+        if self.is_page:
+            return [f"var(--{name})" for name in names]
+        palettes = {"ramp": RAMP, "kind": KINDS}
+        return [palettes[name[:4]][int(name[5:])] for name in names]
+
+
+def colour_names(figure: Figure) -> list[str]:
+    """The style sheet's name of each line's colour, such as "ramp-3"."""
+    count = len(figure.lines)
+    if not figure.is_ordered or count == 1:
+        return [f"kind-{i}" for i in range(count)]
+    return [f"ramp-{round(i * (len(RAMP) - 1) / (count - 1))}" for i in range(count)]
+
+
+def page_spec(figure: Figure) -> dict[str, Any]:
+    """The chart as a Vega specification for the page."""
+    import vl_convert
+
+    chart = _chart(figure, Look(is_page=True)).properties(width="container", height=300)
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart.to_dict(), vl_version=_VEGA_LITE)
+    return spec
+
+
+def write_files(figure: Figure, folder: Path) -> list[Path]:
+    """Writes FOLDER/<name>.svg and .png, and returns their paths."""
+    import vl_convert
+
+    from dpads.record import write_bytes
+
+    chart = _chart(figure, Look(is_page=False)).properties(width=560, height=340)
+    spec = chart.to_dict()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
+    write_bytes(svg, vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE).encode())
+    write_bytes(png, vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=2.0))
+    return [svg, png]
+
+
+def bundle() -> str:
+    """Vega's JavaScript as one script that fetches nothing, the same for every chart of a page."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE)
+    return script
+
+
+def json_text(value: Any) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _chart(figure: Figure, look: Look) -> Any:
+    """All layers of one picture."""
+    import altair as alt
+
+    axis = _Axis.of(figure)
+    x = alt.X(
+        "x:Q", scale=alt.Scale(type="log", domain=list(axis.domain), nice=False), axis=axis.drawn()
+    )
+    y = alt.Y("y:Q", scale=_y_scale(figure), axis=_y_axis(figure))
+    names = list(figure.lines)
+    legend = None
+    if not look.is_page and len(names) > 1:
+        legend = alt.Legend(title=figure.legend, orient="right", symbolSize=70, labelLimit=240)
+    colour = alt.Color(
+        "line:N",
+        scale=alt.Scale(domain=names, range=look.series(figure)),
+        sort=names,
+        legend=legend,
+    )
+    shape = alt.Shape(
+        "line:N",
+        scale=alt.Scale(domain=names, range=[SHAPES[i % len(SHAPES)] for i in range(len(names))]),
+        sort=names,
+        legend=legend,
+    )
+    points = [axis.datum(figure, point) for point in figure.points]
+    tips = [
+        alt.Tooltip(f"{key}:N", title=title)
+        for key, title in _tip_titles(figure).items()
+        if any(datum[key] for datum in [*points, *(axis.datum(figure, d) for d in figure.dots)])
+    ]
+    layers: list[alt.Chart] = []
+    if figure.rule is not None:
+        layers += _rule_layers(figure, axis, look, x, y)
+    if figure.dots:
+        dots = alt.Chart(_data([axis.datum(figure, dot) for dot in figure.dots]))
+        layers.append(
+            dots.mark_circle(size=26, opacity=0.35).encode(x=x, y=y, color=colour, tooltip=tips)
+        )
+    if figure.is_joined:
+        joined = [
+            datum
+            for datum, point in zip(points, figure.points, strict=True)
+            if math.isfinite(point.x)
+        ]
+        layers.append(
+            alt.Chart(_data(joined))
+            .mark_line(strokeWidth=2, strokeJoin="round")
+            .encode(x=x, y=y, color=colour)
+        )
+    bars = [datum for datum in points if datum["low"] is not None]
+    if bars:
+        layers.append(
+            alt.Chart(_data(bars))
+            .mark_rule(strokeWidth=1.6, strokeCap="round")
+            .encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
+        )
+    layers.append(
+        alt.Chart(_data(points))
+        .mark_point(filled=True, size=64, opacity=1)
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=tips)
+    )
+    return _dressed(alt.layer(*layers), figure, look)
+
+
+def _data(values: list[dict[str, Any]]) -> alt.Data:
+    """Rows that stand in the chart itself."""
+    import altair as alt
+
+    return alt.Data(values=values)  # type: ignore[no-untyped-call]
+
+
+def _rule_layers(figure: Figure, axis: _Axis, look: Look, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """The value to compare with, dashed, and its name."""
+    import altair as alt
+
+    assert figure.rule is not None
+    value, name = figure.rule
+    at = _data([{"x": axis.domain[0], "end": axis.domain[1], "y": value, "name": name}])
+    line = alt.Chart(at).mark_rule(strokeDash=[4, 4], strokeWidth=1.2, color=look.colour("quiet"))
+    # Curves come down from the left: where most of them are below, the name stands on the right.
+    below = sum(point.y < value for point in figure.points) > len(figure.points) / 2
+    text = alt.Chart(at).mark_text(
+        align="right" if below else "left",
+        baseline="bottom",
+        dx=-2 if below else 2,
+        dy=-4,
+        fontSize=11.5,
+        color=look.colour("quiet"),
+    )
+    named = text.encode(x=alt.X("end:Q") if below else x, y=y, text="name:N")
+    return [line.encode(x=x, x2="end:Q", y=y), named]
+
+
+def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look) -> Any:
+    """The chart with its title, fonts and colours."""
+    import altair as alt
+
+    ink, quiet, line = look.colour("ink"), look.colour("quiet"), look.colour("line")
+    name = _capital(figure.y_title)
+    # On the page the caption is the page's; a file has to say itself what it shows.
+    title = (
+        alt.Title(name, fontSize=12.5, fontWeight="normal", color=quiet)
+        if look.is_page
+        else alt.Title(figure.title, subtitle=name, fontSize=15, subtitleFontSize=12.5, color=ink)
+    )
+    return (
+        chart.properties(
+            title=title,
+            background="transparent" if look.is_page else "#ffffff",
+            padding=4 if look.is_page else 14,
+        )
+        .configure(font=_FONT if look.is_page else "sans-serif")
+        .configure_view(stroke=None)
+        .configure_title(anchor="start", frame="bounds", offset=12, subtitleColor=quiet)
+        .configure_axis(
+            labelColor=quiet, titleColor=quiet, gridColor=line, domainColor=line, tickColor=line,
+            labelFontSize=12, titleFontSize=12.5, titleFontWeight="normal", labelOverlap="greedy",
+        )
+        .configure_axisX(grid=False, titlePadding=8, titleAnchor="end")
+        .configure_axisY(domain=False, ticks=False, labelPadding=6)
+        .configure_legend(labelColor=ink, titleColor=quiet, labelFontSize=12, titleFontSize=12)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The horizontal axis: where values stand, infinity included.
+
+    Attributes:
+        title: What it shows.
+        domain: Its ends.
+        ticks: Where labels stand.
+        infinity: Where infinity stands; None where it is not needed.
+        step: The factor between the marks of two neighbouring lines at one place.
+        lines: How many lines there are.
+    """
+
+    title: str
+    domain: tuple[float, float]
+    ticks: tuple[float, ...]
+    infinity: float | None
+    step: float
+    lines: int
+
+    @classmethod
+    def of(cls, figure: Figure) -> _Axis:
+        """The axis of a picture."""
+        places = sorted({p.x for p in (*figure.points, *figure.dots)})
+        finite = [place for place in places if math.isfinite(place)] or [1.0]
+        low, high = finite[0], finite[-1]
+        room = max(high / low, 4.0)
+        infinity = None
+        if len(places) > 0 and math.isinf(places[-1]):
+            infinity = high * room**0.17
+        last = infinity or high
+        margin = (last / low if last > low else 4.0) ** 0.05
+        domain = (low / margin, last * margin)
+        span = math.log(domain[1] / domain[0])
+        ticks = _thinned(finite, span)
+        if infinity is not None:
+            ticks.append(infinity)
+        return cls(
+            figure.x_title,
+            domain,
+            tuple(ticks),
+            infinity,
+            math.exp(_DODGE * span),
+            len(figure.lines),
+        )
+
+    def drawn(self) -> alt.Axis:
+        """The axis for Altair."""
+        import altair as alt
+
+        label = "format(datum.value, datum.value >= 1000 ? ',d' : '.3~g')"
+        if self.infinity is not None:
+            label = f"datum.value > {self.infinity * 0.99} ? '∞' : {label}"
+        return alt.Axis(title=self.title, values=list(self.ticks), labelExpr=label, tickSize=4)
+
+    def place(self, point: Point) -> float:
+        """Where a point stands: lines that meet at one place stand side by side."""
+        x = point.x if self.infinity is None or math.isfinite(point.x) else self.infinity
+        return float(x * self.step ** (point.line - (self.lines - 1) / 2))
+
+    def datum(self, figure: Figure, point: Point) -> dict[str, Any]:
+        """A point as Vega reads it: places, and texts for its tooltip."""
+        from dpads.sweep_rows import value_words
+
+        return {
+            "x": self.place(point),
+            "y": point.y,
+            "low": point.low,
+            "high": point.high,
+            "line": figure.lines[point.line],
+            "where": value_words(point.x),
+            "value": figure.value_text(point.y),
+            "bar": figure.interval_text(point),
+            "settings": point.settings,
+            "trials": _trials_words(point.trials),
+        }
+
+
+def _tip_titles(figure: Figure) -> dict[str, str]:
+    """The rows of a tooltip."""
+    return {
+        "line": figure.legend,
+        "where": figure.x_title.partition(",")[0],
+        "value": figure.y_title.partition(",")[0],
+        "bar": "interval",
+        "settings": "settings",
+        "trials": "trials",
+    }
+
+
+def _trials_words(trials: Sequence[str]) -> str:
+    """The trials behind a mark, some of them where they are many."""
+    if len(trials) <= 6:
+        return ", ".join(trials)
+    return f"{', '.join(trials[:5])} and {len(trials) - 5} more"
+
+
+def _thinned(values: Sequence[float], span: float) -> list[float]:
+    """Those values whose labels have room, first and last always among them."""
+    kept = [values[0]]
+    for value in values[1:-1]:
+        gap = min(math.log(value / kept[-1]), math.log(values[-1] / value))
+        if gap / span >= _TICK_GAP:
+            kept.append(value)
+    return kept if len(values) == 1 else [*kept, values[-1]]
+
+
+def _y_scale(figure: Figure) -> alt.Scale:
+    """The vertical scale with room for every bar."""
+    import altair as alt
+
+    low, high = figure.extent or (min(figure.values), max(figure.values))
+    if figure.is_log:
+        room = max(high / low, 1.2) ** 0.08
+        return alt.Scale(type="log", domain=[low / room, high * room], nice=False)
+    if figure.from_zero:
+        return alt.Scale(domain=[0, high * 1.08 or 1.0], nice=True)
+    room = 0.07 * ((high - low) or abs(high) or 1.0)
+    return alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
+
+
+def _y_axis(figure: Figure) -> alt.Axis:
+    """The vertical axis; its name stands above it."""
+    import altair as alt
+
+    if figure.is_percent:
+        return alt.Axis(title=None, tickCount=6, labelExpr="format(100 * datum.value, '~r') + ' %'")
+    if figure.is_log:
+        return alt.Axis(title=None, values=_log_ticks([p.y for p in figure.points]), format=",~r")
+    return alt.Axis(title=None, tickCount=6, format=",~r")
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Round places of a logarithmic axis, fewer of each decade where there are many decades."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    steps = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 4 else (1,)
+    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
+    return [step * 10.0**decade for decade in decades for step in steps]
+
+
+def _capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
