@@ -58,22 +58,29 @@ class Drawn:
         return list(zip(figure.lines, colours, shapes, strict=True))
 
     @property
-    def heads(self) -> list[str]:
-        """The heads of the picture's numbers."""
+    def heads(self) -> list[tuple[str, str]]:
+        """The heads of the picture's numbers, each with "number" or "words"."""
         figure = self.figure
-        heads = [figure.legend] if len(figure.lines) > 1 else []
-        heads += [figure.x_title.partition(",")[0], figure.y_title.partition(",")[0]]
-        heads += ["interval"] if any(p.low is not None for p in figure.points) else []
-        return heads + (["settings"] if any(p.settings for p in figure.points) else [])
+        heads = [(figure.legend, "words")] if len(figure.lines) > 1 else []
+        heads += [(_name(figure.x_title), "number"), (_name(figure.y_title), "number")]
+        if any(p.low is not None for p in figure.points):
+            heads.append(("interval", "number"))
+        return heads + ([("settings", "words")] if any(p.settings for p in figure.points) else [])
 
     def cells(self, point: Point) -> list[str]:
         """The numbers of a point, in the order of the heads."""
         figure = self.figure
         cells = [figure.lines[point.line]] if len(figure.lines) > 1 else []
         cells += [value_words(point.x), figure.value_text(point.y)]
-        if "interval" in self.heads:
+        heads = [name for name, _ in self.heads]
+        if "interval" in heads:
             cells.append(figure.interval_text(point))
-        return cells + ([point.settings] if "settings" in self.heads else [])
+        return cells + ([point.settings] if "settings" in heads else [])
+
+
+def _name(title: str) -> str:
+    """What an axis shows, without how it is drawn."""
+    return title.partition(",")[0]
 
 
 def draw(figures: Sequence[Figure], folder: Path) -> list[Drawn]:

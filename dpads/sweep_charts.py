@@ -119,7 +119,9 @@ def _chart(figure: Figure, look: Look) -> Any:
     names = list(figure.lines)
     legend = None
     if not look.is_page and len(names) > 1:
-        legend = alt.Legend(title=figure.legend, orient="right", symbolSize=70, labelLimit=240)
+        legend = alt.Legend(
+            title=figure.legend, orient="right", symbolSize=70, symbolOpacity=1, labelLimit=240
+        )
     colour = alt.Color(
         "line:N",
         scale=alt.Scale(domain=names, range=look.series(figure)),
@@ -228,7 +230,10 @@ def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look)
         )
         .configure_axisX(grid=False, titlePadding=8, titleAnchor="end")
         .configure_axisY(domain=False, ticks=False, labelPadding=6)
-        .configure_legend(labelColor=ink, titleColor=quiet, labelFontSize=12, titleFontSize=12)
+        .configure_legend(
+            labelColor=ink, titleColor=quiet, labelFontSize=12, titleFontSize=12,
+            titleFontWeight="normal",
+        )
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def noise_figures(sweep: SweepRows) -> list[Figure]:
     rows = [row for row in sweep.noisy if row.get("noise_multiplier")]
     if not rows:
         return []
-    fixed = [key for key in _OF_THE_MECHANISM if sweep.varies(key)]
+    fixed = [key for key in _OF_THE_MECHANISM if _varies_beside_batch(rows, key)]
     most = Counter(tuple(row.get(key) for key in fixed) for row in rows).most_common(1)[0][0]
     rows = [row for row in rows if tuple(row.get(key) for key in fixed) == most]
     note = f"Only trials of {sweep.settings_words(rows[0], fixed)} are shown." if fixed else ""
@@ -113,7 +113,7 @@ def _cost_figure(
     if not rows:
         return None
     by_batch = len({row[BATCH] for row in rows}) > 1
-    kinds = [key for key in ("training.epochs",) if sweep.varies(key)]
+    kinds = [key for key in ("training.epochs",) if _varies_beside_batch(rows, key)]
 
     def name_of(row: Row) -> str:
         words = [sweep.model_of(row)] if len(sweep.model_labels) > 1 else []
@@ -160,6 +160,14 @@ def _cost_figure(
         points=points,
         from_zero=True,
         decimals=3,
+    )
+
+
+def _varies_beside_batch(rows: Sequence[Row], key: str) -> bool:
+    """Whether a setting differs among trials of one batch size: it may have been set with it."""
+    return any(
+        len({row.get(key) for row in found}) > 1
+        for found in grouped(rows, lambda row: row[BATCH]).values()
     )
 
 

@@ -209,6 +209,14 @@ class Curves:
             shown |= {MODEL, MODEL_NAME}
         return tuple(k for k in self.sweep.other_axes if k not in shown)
 
+    @cached_property
+    def competing(self) -> tuple[str, ...]:
+        """What of it differs among the settings of one mark; the rest came with the line itself."""
+        places = grouped(self.shown, self._place).values()
+        return tuple(
+            key for key in self.chosen_over if any(len({r.get(key) for r in p}) > 1 for p in places)
+        )
+
     @property
     def measure(self) -> str:
         """The column that settings are chosen by: the smaller, the better."""
@@ -227,9 +235,7 @@ class Curves:
     def chosen(self) -> Mapping[str, Sequence[Chosen]]:
         """By panel, the best setting at each epsilon of each line."""
         panels: dict[str, list[Chosen]] = {}
-        places = grouped(
-            self.shown, lambda row: (self.panel_of(row), self.line_of(row), epsilon_of_row(row))
-        )
+        places = grouped(self.shown, self._place)
         for (panel, line, x), rows in places.items():
             settings = grouped(rows, lambda row: tuple(row.get(key) for key in self.chosen_over))
             # A setting of which a seed failed would be compared on other splits than the rest.
@@ -242,6 +248,10 @@ class Curves:
         return {
             panel: sorted(panels[panel], key=lambda c: (c.line, c.x)) for panel in sorted(panels)
         }
+
+    def _place(self, row: Row) -> tuple[str, int, float]:
+        """The panel, the line and the epsilon of a trial."""
+        return self.panel_of(row), self.line_of(row), epsilon_of_row(row)
 
     @cached_property
     def chosen_trials(self) -> frozenset[str]:
@@ -341,7 +351,7 @@ class Curves:
         if most > 1:
             sentences.append(
                 f"Each mark is the best of up to {most} settings tried there "
-                f"({listed([key_words(key) for key in self.chosen_over])}), by "
+                f"({listed([key_words(key) for key in self.competing])}), by "
                 f"{'their mean over seeds' if _seeds(chosen)[1] > 1 else 'its loss'}; "
                 "it was chosen on the same test rows, which flatters it."
             )

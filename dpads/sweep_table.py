@@ -125,7 +125,7 @@ def trial_table(curves: Curves) -> TrialTable:
         marks = ["lowest loss"] if best is not None and row["trial"] == best["trial"] else []
         if row["trial"] in curves.sweep.added_references:
             marks.append("baseline")
-        elif row["trial"] in curves.chosen_trials and curves.chosen_over:
+        elif row["trial"] in curves.chosen_trials and curves.competing:
             marks.append("on a curve")
         lines.append(
             Line(
