@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,10 @@ from dpads.cli_screen import (
     watching,
     whole_number,
 )
+from dpads.record import read_json
+
+if TYPE_CHECKING:
+    from dpads.sweep_progress import SweepProgress
 
 PLAIN_SECONDS = 60.0  # between lines about elapsed time where there is no terminal
 
@@ -136,6 +140,116 @@ def tune(
     print_metrics("Test metrics (exact reads, not covered)", {"the selected": run.metrics})
     print_markdown(headline)
     typer.echo(f"\n{out}: model, statement.md, metrics.json, ledger.jsonl")
+
+
+def recipe(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="The configuration to start from; its epsilon is the total."
+        ),
+    ],
+    public: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help='Rows for the stages without noise: logs, a store, or the word "synthetic" for rows made up '
+            "from the schema. Default: the private rows, which no guarantee then covers.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the recipe; one that was begun there goes on. Default: recipes/CONFIG."
+        ),
+    ] = None,
+    hours: Annotated[
+        float, typer.Option(help="That all trials with noise together may take.")
+    ] = 1.0,
+    trials: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Trials with noise, which share the budget."
+        ),
+    ] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Trials at a time. Default: one for each core that the process may use.",
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Find batch size, clip norm, noise and learning rates step by step, and train within one budget."""
+    from dpads.recipes import RECIPE
+    from dpads.recipes import recipe as carry_out
+
+    target = out or Path("recipes") / config.stem
+    try:
+        with _stages() as tell:
+            run = carry_out(
+                config,
+                out=target,
+                public=public,
+                hours=hours,
+                trials=trials,
+                workers=workers,
+                threads=threads,
+                on_progress=tell,
+            )
+    except KeyboardInterrupt:
+        words = ["dpads", "recipe", str(config), "--out", str(target), "--hours", f"{hours:g}"]
+        words += ["--trials", str(trials)] + ([] if public is None else ["--public", public])
+        say(f"Interrupted. Stages that are whole are kept. Go on with: {shlex.join(words)}")
+        raise typer.Exit(1) from None
+    document = read_json(target / RECIPE)
+    if json_:
+        print_json({"recipe": str(target), **document, "metrics": run.metrics})
+        return
+    for stage in document["stages"]:
+        typer.echo(f"{stage['title']} ({_ROWS[stage['rows']]}). {stage['decision']}")
+    print_metrics("Test metrics (exact reads, not covered)", {"the model": run.metrics})
+    print_markdown(run.statement().headline)
+    typer.echo(f"\n{target}: report.html, recipe.json, config.toml, model/")
+
+
+_ROWS = {
+    "public": "on public rows",
+    "private": "on private rows",
+    "synthetic": "on made-up rows",
+    "none": "no rows read",
+}
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, SweepProgress | None], None]]:
+    """Shows the stage and where its trials stand."""
+    screen = console(stderr=True)
+    if screen.is_terminal:
+        with screen.status("starting") as status:
+            yield lambda title, at: status.update(_stage_words(title, at))
+        return
+    shown = ""
+
+    def tell(title: str, at: SweepProgress | None) -> None:
+        nonlocal shown
+        words = _stage_words(title, at)
+        if words != shown:
+            shown = words
+            say(words)
+
+    yield tell
+
+
+def _stage_words(title: str, at: SweepProgress | None) -> str:
+    """A stage and its trials."""
+    if at is None:
+        return title
+    failed = f", {at.failed} failed" if at.failed else ""
+    return f"{title}: {at.done} of {at.total} trials{failed}"
 
 
 @contextmanager
