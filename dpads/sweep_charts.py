@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dpads.sweep_figures import Figure, Point
+from dpads.sweep_figures import Figure
+from dpads.sweep_places import Places, tip_titles, y_axis, y_scale
 
 if TYPE_CHECKING:
     import altair as alt
@@ -32,8 +33,6 @@ RAMP: Final = (
 _PLAIN: Final = {"ink": "#18202c", "quiet": "#536071", "line": "#d5dce5"}
 _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _VEGA_LITE: Final = "6.4"
-_TICK_GAP = 0.09  # of the axis, between two labels
-_DODGE = 0.011  # of the axis, between the marks of two lines at one place
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,11 @@ def _chart(figure: Figure, look: Look) -> Any:
     """All layers of one picture."""
     import altair as alt
 
-    axis = _Axis.of(figure)
+    axis = Places.of(figure)
     x = alt.X(
         "x:Q", scale=alt.Scale(type="log", domain=list(axis.domain), nice=False), axis=axis.drawn()
     )
-    y = alt.Y("y:Q", scale=_y_scale(figure), axis=_y_axis(figure))
+    y = alt.Y("y:Q", scale=y_scale(figure), axis=y_axis(figure))
     names = list(figure.lines)
     legend = None
     if not look.is_page and len(names) > 1:
@@ -137,7 +136,7 @@ def _chart(figure: Figure, look: Look) -> Any:
     points = [axis.datum(figure, point) for point in figure.points]
     tips = [
         alt.Tooltip(f"{key}:N", title=title)
-        for key, title in _tip_titles(figure).items()
+        for key, title in tip_titles(figure).items()
         if any(datum[key] for datum in [*points, *(axis.datum(figure, d) for d in figure.dots)])
     ]
     layers: list[alt.Chart] = []
@@ -171,7 +170,23 @@ def _chart(figure: Figure, look: Look) -> Any:
         .mark_point(filled=True, size=64, opacity=1)
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=tips)
     )
+    layers += _chosen_layers(points, figure, look, x, y)
     return _dressed(alt.layer(*layers), figure, look)
+
+
+def _chosen_layers(
+    points: Sequence[dict[str, Any]], figure: Figure, look: Look, x: alt.X, y: alt.Y
+) -> list[alt.Chart]:
+    """A ring around the marks that decisions fell on."""
+    import altair as alt
+
+    marked = [datum for datum, p in zip(points, figure.points, strict=True) if p.is_chosen]
+    if not marked:
+        return []
+    base = alt.Chart(_data(marked))
+    ring = base.mark_point(filled=False, size=260, strokeWidth=2, color=look.colour("ink"))
+    text = base.mark_text(dy=-18, fontSize=12, fontWeight=600, color=look.colour("ink"))
+    return [ring.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.value("chosen"))]
 
 
 def _data(values: list[dict[str, Any]]) -> alt.Data:
@@ -181,7 +196,7 @@ def _data(values: list[dict[str, Any]]) -> alt.Data:
     return alt.Data(values=values)  # type: ignore[no-untyped-call]
 
 
-def _rule_layers(figure: Figure, axis: _Axis, look: Look, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+def _rule_layers(figure: Figure, axis: Places, look: Look, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """The value to compare with, dashed, and its name."""
     import altair as alt
 
@@ -235,146 +250,6 @@ def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look)
             titleFontWeight="normal",
         )
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """The horizontal axis: where values stand, infinity included.
-
-    Attributes:
-        title: What it shows.
-        domain: Its ends.
-        ticks: Where labels stand.
-        infinity: Where infinity stands; None where it is not needed.
-        step: The factor between the marks of two neighbouring lines at one place.
-        lines: How many lines there are.
-    """
-
-    title: str
-    domain: tuple[float, float]
-    ticks: tuple[float, ...]
-    infinity: float | None
-    step: float
-    lines: int
-
-    @classmethod
-    def of(cls, figure: Figure) -> _Axis:
-        """The axis of a picture."""
-        places = sorted({p.x for p in (*figure.points, *figure.dots)})
-        finite = [place for place in places if math.isfinite(place)] or [1.0]
-        low, high = finite[0], finite[-1]
-        room = max(high / low, 4.0)
-        infinity = None
-        if len(places) > 0 and math.isinf(places[-1]):
-            infinity = high * room**0.17
-        last = infinity or high
-        margin = (last / low if last > low else 4.0) ** 0.05
-        domain = (low / margin, last * margin)
-        span = math.log(domain[1] / domain[0])
-        ticks = _thinned(finite, span)
-        if infinity is not None:
-            ticks.append(infinity)
-        return cls(
-            figure.x_title,
-            domain,
-            tuple(ticks),
-            infinity,
-            math.exp(_DODGE * span),
-            len(figure.lines),
-        )
-
-    def drawn(self) -> alt.Axis:
-        """The axis for Altair."""
-        import altair as alt
-
-        label = "format(datum.value, datum.value >= 1000 ? ',d' : '.3~g')"
-        if self.infinity is not None:
-            label = f"datum.value > {self.infinity * 0.99} ? '∞' : {label}"
-        return alt.Axis(title=self.title, values=list(self.ticks), labelExpr=label, tickSize=4)
-
-    def place(self, point: Point) -> float:
-        """Where a point stands: lines that meet at one place stand side by side."""
-        x = point.x if self.infinity is None or math.isfinite(point.x) else self.infinity
-        return float(x * self.step ** (point.line - (self.lines - 1) / 2))
-
-    def datum(self, figure: Figure, point: Point) -> dict[str, Any]:
-        """A point as Vega reads it: places, and texts for its tooltip."""
-        from dpads.sweep_rows import value_words
-
-        return {
-            "x": self.place(point),
-            "y": point.y,
-            "low": point.low,
-            "high": point.high,
-            "line": figure.lines[point.line],
-            "where": value_words(point.x),
-            "value": figure.value_text(point.y),
-            "bar": figure.interval_text(point),
-            "settings": point.settings,
-            "trials": _trials_words(point.trials),
-        }
-
-
-def _tip_titles(figure: Figure) -> dict[str, str]:
-    """The rows of a tooltip."""
-    return {
-        "line": figure.legend,
-        "where": figure.x_title.partition(",")[0],
-        "value": figure.y_title.partition(",")[0],
-        "bar": "interval",
-        "settings": "settings",
-        "trials": "trials",
-    }
-
-
-def _trials_words(trials: Sequence[str]) -> str:
-    """The trials behind a mark, some of them where they are many."""
-    if len(trials) <= 6:
-        return ", ".join(trials)
-    return f"{', '.join(trials[:5])} and {len(trials) - 5} more"
-
-
-def _thinned(values: Sequence[float], span: float) -> list[float]:
-    """Those values whose labels have room, first and last always among them."""
-    kept = [values[0]]
-    for value in values[1:-1]:
-        gap = min(math.log(value / kept[-1]), math.log(values[-1] / value))
-        if gap / span >= _TICK_GAP:
-            kept.append(value)
-    return kept if len(values) == 1 else [*kept, values[-1]]
-
-
-def _y_scale(figure: Figure) -> alt.Scale:
-    """The vertical scale with room for every bar."""
-    import altair as alt
-
-    low, high = figure.extent or (min(figure.values), max(figure.values))
-    if figure.is_log:
-        room = max(high / low, 1.2) ** 0.08
-        return alt.Scale(type="log", domain=[low / room, high * room], nice=False)
-    if figure.from_zero:
-        return alt.Scale(domain=[0, high * 1.08 or 1.0], nice=True)
-    room = 0.07 * ((high - low) or abs(high) or 1.0)
-    return alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
-
-
-def _y_axis(figure: Figure) -> alt.Axis:
-    """The vertical axis; its name stands above it."""
-    import altair as alt
-
-    if figure.is_percent:
-        return alt.Axis(title=None, tickCount=6, labelExpr="format(100 * datum.value, '~r') + ' %'")
-    if figure.is_log:
-        return alt.Axis(title=None, values=_log_ticks([p.y for p in figure.points]), format=",~r")
-    return alt.Axis(title=None, tickCount=6, format=",~r")
-
-
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Round places of a logarithmic axis, fewer of each decade where there are many decades."""
-    low, high = math.log10(min(values)), math.log10(max(values))
-    steps = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 4 else (1,)
-    decades = range(math.floor(low) - 1, math.ceil(high) + 1)
-    return [step * 10.0**decade for decade in decades for step in steps]
 
 
 def _capital(text: str) -> str:

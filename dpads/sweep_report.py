@@ -12,7 +12,7 @@ from typing import Any
 
 from dpads.report_page import Drawn, draw, span_words, write_page
 from dpads.sweep_costs import cost_figures, noise_figures
-from dpads.sweep_figures import INCREASE, Curves
+from dpads.sweep_curves import INCREASE, Curves
 from dpads.sweep_looks import Looks, looked_at
 from dpads.sweep_rows import (
     EPSILON,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpads.accounting.accountant import round_up
-from dpads.sweep_figures import INCREASE, Curves
+from dpads.sweep_curves import INCREASE, Curves
 from dpads.sweep_rows import (
     BATCH,
     CAP,

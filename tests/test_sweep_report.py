@@ -23,7 +23,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.errors import RunError
 from dpads.sweep_charts import KINDS, RAMP
 from dpads.sweep_costs import noise_figures
-from dpads.sweep_figures import INCREASE, Curves
+from dpads.sweep_curves import INCREASE, Curves
 from dpads.sweep_looks import looked_at
 from dpads.sweep_report import write_report
 from dpads.sweep_rows import SweepRows, value_words
