@@ -156,23 +156,19 @@ class _Worker:
         self._since = 0
         self._task: TrialTask | None = None
         environment = {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(threads))}
+        command = [sys.executable, "-X", "faulthandler", "-c", _CODE]
         try:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-X",
-                    "faulthandler",
-                    "-c",
-                    _CODE,
-                    json.dumps(sys.path),
-                    str(theirs),
-                ],
+                [*command, json.dumps(sys.path), str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=self._errors,
                 stderr=self._errors,
                 pass_fds=(theirs,),
                 env=environment,
             )
+        except BaseException:
+            self._close()
+            raise
         finally:
             os.close(theirs)
 
@@ -251,6 +247,10 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        """Closes what is open here."""
         if not self._errors.closed:
             os.close(self.events)
             self._errors.close()

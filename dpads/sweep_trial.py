@@ -149,15 +149,19 @@ def run_trial(
             run = _train(task, folder, clock)
     except (DpadsError, OSError, MemoryError) as caught:
         error = caught
+    seconds, memory = clock.seconds, _peak_memory() if peak else None
+    earlier = read_outcome(folder)
+    if seconds is None and earlier is not None:  # nothing was left to train
+        seconds, memory = earlier.seconds, earlier.memory_bytes
     outcome = TrialOutcome(
         name=task.name,
         status="failed" if run is None else "done",
         error=None if error is None else _message(error),
         error_kind=None if error is None else type(error).__name__,
         began=run is not None or partial_of(folder).exists(),
-        seconds=clock.seconds,
+        seconds=seconds,
         wall_seconds=time.monotonic() - began,
-        memory_bytes=_peak_memory() if peak else None,
+        memory_bytes=memory,
         epsilon=run.plan.loss.epsilon if run is not None and run.plan.is_private else None,
     )
     with suppress(OSError):  # a full disk: the caller has it all the same

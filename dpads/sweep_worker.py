@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +55,10 @@ def _listen(tasks: queue.SimpleQueue[TrialTask]) -> None:
 
     What is cut off is resumed from its checkpoint, as after a crash.
     """
-    for line in sys.stdin.buffer:
-        tasks.put(TrialTask(**json.loads(line)))
+    rest = b""
+    # Not by sys.stdin: an interpreter that ends with an error would wait for its lock.
+    while data := os.read(0, 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            tasks.put(TrialTask(**json.loads(line)))
     os._exit(0)
