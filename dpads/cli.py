@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import dpads
-from dpads import cli_bench, cli_data, cli_results, cli_sweep, cli_train
+from dpads import cli_bench, cli_data, cli_results, cli_select, cli_sweep, cli_train
 from dpads.cli_screen import fail
 from dpads.errors import InputError, RunError
 
@@ -59,6 +59,9 @@ app.command()(cli_data.prepare)
 app.command()(cli_data.plan)
 app.command()(cli_train.train)
 app.command()(cli_sweep.sweep)
+app.command()(cli_select.select)
+app.command()(cli_select.tune)
+app.command()(cli_select.recipe)
 app.command()(cli_results.evaluate)
 app.command()(cli_results.predict)
 app.command()(cli_results.statement)

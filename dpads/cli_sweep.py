@@ -124,6 +124,7 @@ def _print_json(result: Sweep) -> int:
     print_json(
         {
             "sweep": str(result.path),
+            "report": str(result.path / "report.html"),
             "trials": [
                 {key: "inf" if value == float("inf") else value for key, value in row.items()}
                 for row in rows
@@ -163,7 +164,7 @@ def _print(result: Sweep) -> int:
         typer.echo(f"{row['trial']} failed: {row['error']}")
     for line in cost_lines(result):
         typer.echo(line)
-    typer.echo(f"\n{result.path}: results.parquet, trials/, ledger.jsonl")
+    typer.echo(f"\n{result.path}: report.html, results.parquet, trials/, ledger.jsonl")
     return len(failed)
 
 

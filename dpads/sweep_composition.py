@@ -20,7 +20,7 @@ class SweepCost:
         unit: of privacy.
         relation: the neighbouring relation.
         cap: rows kept of one user; None for all.
-        delta: the largest among the trials.
+        delta: the smallest among the trials.
         epsilon: of all trials together, an upper bound.
         trials: how many were announced, those included that failed or trained twice.
     """
@@ -62,7 +62,7 @@ def _cost(
     unit: str, relation: str, cap: int | None, trials: Sequence[tuple[EventTree, float]]
 ) -> SweepCost:
     """The cost of one group."""
-    delta = max(delta for _, delta in trials)
+    delta = min(delta for _, delta in trials)
     cost = cost_of_composition([event for event, _ in trials], delta, Relation(relation))
     return SweepCost(
         unit=unit,

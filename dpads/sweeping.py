@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Engine = Literal["local", "ray"]
 ENGINES: Final = ("local", "ray")
 FORMAT: Final = 1
+REPORT: Final = "report.html"
 
 
 class Sweep:
@@ -111,6 +112,16 @@ class Sweep:
         """The folder of a trial's run."""
         return self.path / TRIALS / trial
 
+    def report(self) -> Path:
+        """Writes report.html and the pictures beside it anew; the page's path.
+
+        Raises:
+            RunError: there are no results yet.
+        """
+        from dpads.sweep_report import write_report
+
+        return write_report(self.path)
+
 
 def sweep(
     source: str | Path | SweepConfig,
@@ -169,12 +180,15 @@ def sweep(
             claim_folder(folder, config)
             job = _Job.begin(folder, config, workers, threads, engine, retry_failed, on_prepare)
             job.carry_out(_engine(engine, address, job), on_progress)
+            result = Sweep(folder, config)
+            if job.tasks or not (folder / REPORT).exists():
+                result.report()
         except OSError as error:
             raise RunError(
                 f"{folder}: the sweep cannot go on: {error}. What its trials have done is kept: mend it, and "
                 "start the sweep again."
             ) from error
-    return Sweep(folder, config)
+    return result
 
 
 def _engine(engine: Engine, address: str | None, job: _Job) -> Callable[[OnEvent], object]:
@@ -303,11 +317,13 @@ class _Job:
 
     def _note(self, seconds: float, more: Mapping[str, Any] | None = None) -> None:
         """Renews sweep.json."""
+        task = self.config.base.schema.task
         document = {
             "format": FORMAT,
             "dpads_version": dpads.__version__,
             "created_at": self.facts.get("created_at", now()),
-            "task": HEADLINE_LOSS[self.config.base.schema.task],
+            "task": task,
+            "loss": HEADLINE_LOSS[task],
             "rows": self.config.rows,
             "axes": list(self.config.axes),
             "trials": [

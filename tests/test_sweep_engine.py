@@ -89,7 +89,7 @@ def test_a_failure_and_a_death_end_no_other_trial(
     assert "ended with exit code 1 (TOMLDecodeError)" in str(outcomes["bug"].error)
     assert "Traceback" in (tmp_path / "trials" / "bug.log").read_text()
     assert [outcomes[name].began for name in ("long", "large", "bug")] == [True, False, False]
-    assert len(processes) == 4  # both deaths were made good
+    assert len(processes) >= 3  # a death is made good while trials wait
     assert all(process.poll() is not None for process in processes)
     assert [event.trial for event in events if event.kind == "started"] == list(outcomes)
     # What the dead worker left goes on where it was.
