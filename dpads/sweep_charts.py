@@ -170,12 +170,17 @@ def _chart(figure: Figure, look: Look) -> Any:
         .mark_point(filled=True, size=64, opacity=1)
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=tips)
     )
-    layers += _chosen_layers(points, figure, look, x, y)
+    layers += _chosen_layers(points, figure, axis, look, x, y)
     return _dressed(alt.layer(*layers), figure, look)
 
 
 def _chosen_layers(
-    points: Sequence[dict[str, Any]], figure: Figure, look: Look, x: alt.X, y: alt.Y
+    points: Sequence[dict[str, Any]],
+    figure: Figure,
+    places: Places,
+    look: Look,
+    x: alt.X,
+    y: alt.Y,
 ) -> list[alt.Chart]:
     """A ring around the marks that decisions fell on."""
     import altair as alt
@@ -185,8 +190,21 @@ def _chosen_layers(
         return []
     base = alt.Chart(_data(marked))
     ring = base.mark_point(filled=False, size=260, strokeWidth=2, color=look.colour("ink"))
-    text = base.mark_text(dy=-18, fontSize=12, fontWeight=600, color=look.colour("ink"))
-    return [ring.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.value("chosen"))]
+    # Beside the mark, where no bar runs; near the right end there is room on the left alone.
+    low, high = (math.log(end) for end in places.domain)
+    texts = []
+    for datum in marked:
+        is_left = (math.log(datum["x"]) - low) / (high - low) < 0.75
+        text = alt.Chart(_data([datum])).mark_text(
+            align="left" if is_left else "right",
+            baseline="middle",
+            dx=14 if is_left else -14,
+            fontSize=12,
+            fontWeight=600,
+            color=look.colour("ink"),
+        )
+        texts.append(text.encode(x=x, y=y, text=alt.value("chosen")))
+    return [ring.encode(x=x, y=y), *texts]
 
 
 def _data(values: list[dict[str, Any]]) -> alt.Data:

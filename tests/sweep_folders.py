@@ -1,16 +1,18 @@
-"""Folders of sweeps as `dpads sweep` leaves them, without training anything."""
+"""Folders of sweeps as `dpads sweep` leaves them, without training anything, and their pages."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from headless import Headless
 
 from dpads.accounting import events
 from dpads.accounting.ledger import Ledger
@@ -147,3 +149,25 @@ def sweep_folder(
     )  # fmt: skip
     pl.DataFrame(results, infer_schema_length=None).write_parquet(folder / "results.parquet")
     return folder
+
+
+def open_page(browser: Headless, file: Path, *, width: int = 1280, scheme: str = "light") -> None:
+    """Opens a report and waits until its pictures are drawn."""
+    browser.open(file, width=width, scheme=scheme)
+    until = time.monotonic() + 30
+    while browser.value("document.documentElement.dataset.charts") != "drawn":
+        assert time.monotonic() < until, "the pictures were not drawn"
+        time.sleep(0.05)
+    assert browser.reports("Log.entryAdded", "Runtime.consoleAPICalled") == []
+    assert browser.reports("Runtime.exceptionThrown") == []
+    requests = {
+        request["request"]["url"] for request in browser.reports("Network.requestWillBeSent")
+    }
+    assert {url for url in requests if not url.startswith("data:")} == {file.resolve().as_uri()}
+
+
+def said(page: Path) -> str:
+    """The page without Vega's own script and ours, which stand at its end."""
+    text, _, scripts = page.read_text().partition("\n<script>")
+    assert len(scripts) > 500_000
+    return text

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from headless import Headless, browser_path
-from sweep_folders import ATTACK, DELTA, sweep_folder
+from sweep_folders import ATTACK, DELTA, open_page, said, sweep_folder
 
 from dpads.accounting.accountant import Relation, epsilon_of, round_up
 from dpads.accounting.events import composed
@@ -47,28 +46,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Headless]:
         pytest.skip("needs Chromium on PATH (Debian: apt-get install chromium)")
     with Headless(program, tmp_path_factory.mktemp("profile")) as started:
         yield started
-
-
-def open_page(browser: Headless, file: Path, *, width: int = 1280, scheme: str = "light") -> None:
-    """Opens a report and waits until its pictures are drawn."""
-    browser.open(file, width=width, scheme=scheme)
-    until = time.monotonic() + 30
-    while browser.value("document.documentElement.dataset.charts") != "drawn":
-        assert time.monotonic() < until, "the pictures were not drawn"
-        time.sleep(0.05)
-    assert browser.reports("Log.entryAdded", "Runtime.consoleAPICalled") == []
-    assert browser.reports("Runtime.exceptionThrown") == []
-    requests = {
-        request["request"]["url"] for request in browser.reports("Network.requestWillBeSent")
-    }
-    assert {url for url in requests if not url.startswith("data:")} == {file.resolve().as_uri()}
-
-
-def said(page: Path) -> str:
-    """The page without Vega's own script and ours, which stand at its end."""
-    text, _, scripts = page.read_text().partition("\n<script>")
-    assert len(scripts) > 500_000
-    return text
 
 
 def cells(browser: Headless, column: str) -> list[str]:
