@@ -14,6 +14,7 @@ import itertools
 import secrets
 from collections.abc import Iterator
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from typing import Final
 
 from dpads.errors import ConfigError
@@ -72,18 +73,21 @@ def probabilities(shape: float | str, mean: float) -> Iterator[Decimal]:
         chance = chance * step * (number + eta) / (number + 1)
 
 
+@lru_cache(maxsize=8)
 def _gamma(eta: Decimal, mean: Decimal) -> Decimal:
     """The parameter at which a truncated negative binomial has this mean, by bisection."""
     if mean == 1:
         return Decimal(1) - Decimal(10) ** -(DIGITS // 2)
-    low, high = Decimal(0), Decimal(1)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if _mean(eta, middle) > mean:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    with localcontext() as context:
+        context.prec = DIGITS
+        low, high = Decimal(0), Decimal(1)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if _mean(eta, middle) > mean:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
 
 
 def _mean(eta: Decimal, gamma: Decimal) -> Decimal:

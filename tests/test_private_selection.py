@@ -1,0 +1,643 @@
+"""Private selection: drawn once and sealed, scores clamped and noised, one model leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import dpads
+from dpads.accounting.events import gaussian
+from dpads.accounting.ledger import Ledger
+from dpads.batch import SparseBatch
+from dpads.errors import CheckpointError, ConfigError, RunError
+from dpads.models.base import Model
+from dpads.private_score import WORST, ScoreMechanism, clamped_losses
+from dpads.private_selection import NOTHING, Selection
+from dpads.private_selection_law import draw_number
+from dpads.private_selection_plan import Candidates
+from dpads.private_selection_state import STATE_BYTES, SealedFolder, SealedState, locked
+from dpads.private_selection_worker import (
+    CandidateProcess,
+    CandidateTask,
+    Watch,
+    open_tuning_rows,
+    train_candidate,
+)
+from dpads.store import ExampleStore
+from dpads.sweep_config import SweepConfig, parse_sweep
+from dpads.training import Performance, Trainer
+from dpads.tune_config import TuneConfig
+
+SCHEMA = {
+    "task": "ctr",
+    "label": "click",
+    "numeric": ["past_clicks", "past_views", "page_depth"],
+    "categorical": ["device", "hour", "region", "site", "campaign"],
+    "bags": ["interests"],
+    "buckets": 200,
+}
+RATES = [0.25, 0.5, 1.0, 2.0]
+Runner = Callable[[CandidateTask], float]
+
+
+def document(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A sweep of four learning rates on the small log, as SWEEP.toml gives it."""
+    base: dict[str, Any] = {
+        "data": {"train": str(folder / "train-store"), "test": 0.2},
+        "schema": SCHEMA,
+        "model": {"name": "logistic"},
+        "privacy": {"epsilon": 8.0, "dataset_size": 2400},
+        "training": {"expected_batch_size": 300, "epochs": 1},
+    }
+    return {
+        "base": base,
+        "axes": {"training.table_optimizer.learning_rate": RATES},
+        "tune": {"mean_trials": 3.0},
+        **changes,
+    }
+
+
+@pytest.fixture
+def candidates(train_store: ExampleStore, log_folder: Path) -> SweepConfig:
+    """Four candidates."""
+    return parse_sweep(document(log_folder), base=log_folder)
+
+
+def rate_of(task: CandidateTask) -> float:
+    """Which candidate a task is."""
+    return float(task.config.split("learning_rate = ")[1].split(",")[0].split(" ")[0])
+
+
+def selection(config: SweepConfig, runner: Runner) -> Selection:
+    """A selection whose candidates are trained in this process, by `runner`."""
+
+    @contextmanager
+    def make(_: int, __: Callable[[], float]) -> Iterator[Runner]:
+        yield runner
+
+    return Selection(config, Performance(threads=1), make)
+
+
+def carry_out(config: SweepConfig, out: Path, runner: Runner) -> dpads.Run:
+    return selection(config, runner).carry_out(out, None, None, None)
+
+
+def number_drawn(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Makes the law draw this number, once."""
+    drawn: list[int] = []
+
+    def draw(*_: object) -> int:
+        assert not drawn, "the number was drawn again"
+        drawn.append(number)
+        return number
+
+    monkeypatch.setattr("dpads.private_selection_state.draw_number", draw)
+
+
+# The law
+
+
+@pytest.mark.parametrize(
+    ("shape", "law"),
+    [
+        ("poisson", stats.poisson(6.0)),
+        (1.0, stats.geom(1.0 / 6.0)),
+        (0.0, stats.logser(0.945974573157)),  # its mean is 6
+    ],
+)
+def test_the_number_of_candidates_follows_the_law_that_is_accounted(
+    shape: float | str, law: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert law.mean() == pytest.approx(6.0, rel=1e-5)
+    bits = np.random.default_rng(5)
+    monkeypatch.setattr("secrets.randbits", lambda n: int.from_bytes(bits.bytes(n // 8), "little"))
+    draws = np.array([draw_number(shape, 6.0) for _ in range(3000)])
+    edges = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 20])
+    seen = np.array([*(draws == e for e in edges[:7])]).sum(axis=1)
+    expected = law.pmf(edges[:7]) * len(draws)
+    keep = expected > 5
+    rest = len(draws) - seen[keep].sum(), len(draws) - expected[keep].sum()
+    result = stats.chisquare([*seen[keep], rest[0]], [*expected[keep], rest[1]])
+    assert result.pvalue > 1e-3
+    assert draws.mean() == pytest.approx(6.0, abs=5 * law.std() / math.sqrt(len(draws)))
+
+
+def test_a_law_of_another_mean_is_told_apart() -> None:
+    """The chi-square above has the power to see a mean that is a tenth off."""
+    seen = stats.poisson(6.6).pmf(np.arange(7)) * 3000
+    expected = stats.poisson(6.0).pmf(np.arange(7)) * 3000
+    rest = 3000 - seen.sum(), 3000 - expected.sum()
+    assert stats.chisquare([*seen, rest[0]], [*expected, rest[1]]).pvalue < 1e-6
+
+
+def test_nothing_may_be_drawn_under_poisson_alone() -> None:
+    assert 0 in {draw_number("poisson", 1.0) for _ in range(200)}
+    assert 0 not in {draw_number(shape, 1.5) for shape in (0.0, 0.5, 1.0) for _ in range(100)}
+
+
+def test_each_candidate_is_as_likely_as_any_other() -> None:
+    states = (SealedState(seed=os.urandom(32).hex(), done=i % 7) for i in range(4000))
+    counts = np.bincount([state.candidate(5) for state in states], minlength=5)
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+# What is sealed
+
+
+def test_what_was_drawn_is_never_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = SealedFolder.create(tmp_path / "sealed")
+    number_drawn(monkeypatch, 4)
+    first = sealed.drawn("poisson", 3.0)
+    again = SealedFolder(tmp_path / "sealed").drawn("poisson", 3.0)
+    assert first == again
+    (tmp_path / "sealed" / "state").unlink()
+    with pytest.raises(CheckpointError, match="privacy is spent"):
+        SealedFolder(tmp_path / "sealed").drawn("poisson", 3.0)
+
+
+def test_the_sealed_folder_looks_the_same_whatever_is_in_it(tmp_path: Path) -> None:
+    sealed = SealedFolder.create(tmp_path / "sealed")
+    state = sealed.load()
+    for number in (None, 0, 3, 100_000):
+        changed = dataclasses.replace(state, number=number, done=99, best_score=-0.1, best="a")
+        sealed.save(changed)
+        assert sealed.load() == changed
+        listing = sorted(path.name for path in (tmp_path / "sealed").iterdir())
+        assert listing == ["a", "b", "state"]
+        facts = (tmp_path / "sealed" / "state").stat()
+        assert (facts.st_size, stat.S_IMODE(facts.st_mode)) == (STATE_BYTES, 0o600)
+    for folder in (tmp_path / "sealed", tmp_path / "sealed" / "a", tmp_path / "sealed" / "b"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_best_keeps_its_slot_and_a_worse_or_failed_one_loses_its(tmp_path: Path) -> None:
+    state = SealedState(seed="00" * 32, number=9)
+    state = state.scored(2, -0.5)
+    assert (state.best, state.best_candidate, state.slot) == ("a", 2, "b")
+    assert state.scored(1, -0.6).best == "a"
+    assert state.scored(1, WORST).best == "a"
+    better = state.scored(3, -0.4)
+    assert (better.best, better.best_candidate, better.slot) == ("b", 3, "a")
+    assert SealedState(seed="00" * 32).scored(1, WORST).best is None
+
+
+def test_a_candidate_that_has_not_begun_finds_an_empty_slot(tmp_path: Path) -> None:
+    sealed = SealedFolder.create(tmp_path / "sealed")
+    left = tmp_path / "sealed" / "a" / "checkpoints"
+    left.mkdir()
+    state = sealed.begin(sealed.load())  # what an earlier candidate left is not its own
+    assert not left.exists()
+    left.mkdir()
+    assert sealed.begin(state) == sealed.load() == state
+    assert left.exists()  # what it left itself is
+
+
+def test_two_processes_cannot_work_on_one_selection(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(ConfigError, match="worked on already"), locked(tmp_path):
+        pass
+
+
+# Scores
+
+
+SCORE = ScoreMechanism(bound=6.0, noise_multiplier=1.5, expected_units=300.0)
+EXAMPLES = dpads.PrivacySpec(noise_multiplier=1.0)
+
+
+@pytest.fixture
+def model(train_store: ExampleStore) -> Model:
+    return dpads.models.Logistic().init(train_store.schema)
+
+
+def key(number: int) -> Any:
+    return SealedState(seed="07" * 32, done=number).score_key()
+
+
+def with_losses(model: Model, monkeypatch: pytest.MonkeyPatch, odd: float) -> None:
+    """Makes the first example's loss an odd one and all others 0.1."""
+    first = [True]
+
+    def losses(batch: SparseBatch) -> Any:
+        values = np.full(batch.num_examples, 0.1)
+        if first[0]:
+            values[0] = odd
+        return values
+
+    monkeypatch.setattr(model, "losses", losses)
+
+
+@pytest.mark.parametrize("odd", [1e30, math.inf, math.nan, -1e30, -math.inf])
+def test_one_unit_moves_a_score_by_at_most_the_bound(
+    model: Model, train_store: ExampleStore, monkeypatch: pytest.MonkeyPatch, odd: float
+) -> None:
+    grid = 2 * 6.0 * 1.5 / 1024
+    with_losses(model, monkeypatch, 0.0)  # as without the unit
+    without = SCORE.release(model, train_store, EXAMPLES, key(0))
+    with_losses(model, monkeypatch, odd)
+    present = SCORE.release(model, train_store, EXAMPLES, key(0))
+    assert abs(present - without) * SCORE.expected_units == pytest.approx(6.0, abs=grid)
+
+
+def test_a_loss_that_is_no_number_is_the_worst_a_unit_can_report(
+    model: Model, train_store: ExampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_losses(model, monkeypatch, math.nan)
+    assert clamped_losses(model, train_store, EXAMPLES, 6.0)[0] == 6.0
+
+
+def test_a_users_losses_are_summed_before_they_are_clamped(
+    click_log: Any, log_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = dataclasses.replace(click_log.schema, user="user")
+    store = dpads.prepare(log_folder / "train.parquet", schema, out=tmp_path / "users")
+    spec = dpads.PrivacySpec(noise_multiplier=1.0, unit="user", max_examples_per_unit=50)
+    store = store.capped(50, seed=1)
+    model = dpads.models.Logistic().init(store.schema)
+    monkeypatch.setattr(model, "losses", lambda batch: np.full(batch.num_examples, 0.4))
+    assert store.user_offsets is not None
+    sizes = np.diff(store.user_offsets)
+    assert clamped_losses(model, store, spec, 1.0) == pytest.approx(np.minimum(0.4 * sizes, 1.0))
+
+
+def test_scores_have_the_noise_that_is_accounted(
+    model: Model, train_store: ExampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = train_store.split(0.01, seed=3)[1]
+    monkeypatch.setattr(model, "losses", lambda batch: np.full(batch.num_examples, 0.5))
+    scores = np.array([SCORE.release(model, few, EXAMPLES, key(i)) for i in range(800)])
+    noise = scores * SCORE.expected_units + 0.5 * len(few)
+    assert abs(noise.mean()) < 5 * 9.0 / math.sqrt(len(noise))
+    ratios = {scale: (noise**2).sum() / (9.0 * scale) ** 2 for scale in (0.85, 1.0, 1.15)}
+    chances = {
+        scale: 2 * min(stats.chi2(800).cdf(ratio), stats.chi2(800).sf(ratio))
+        for scale, ratio in ratios.items()
+    }
+    assert chances[1.0] > 1e-3 > max(chances[0.85], chances[1.15])
+    assert SCORE.event() == gaussian(1.5)
+
+
+def test_one_score_has_one_noise_and_two_scores_have_two(
+    model: Model, train_store: ExampleStore
+) -> None:
+    first, again, other = (SCORE.release(model, train_store, EXAMPLES, key(i)) for i in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_model_that_is_not_finite_has_the_worst_score(
+    model: Model, train_store: ExampleStore
+) -> None:
+    model.dense["bias" if "bias" in model.dense else next(iter(model.dense))][...] = np.nan
+    assert SCORE.release(model, train_store, EXAMPLES, key(0)) == WORST
+
+
+def test_no_candidate_trains_on_the_units_of_scores_or_tests(
+    candidates: SweepConfig, tmp_path: Path
+) -> None:
+    asked = Candidates.of(candidates)
+    rows = open_tuning_rows(asked.base, tmp_path, 0.1, 1000, None)
+    parts = [set(part.input_rows) for part in (rows.fitted, rows.aside, rows.all.test)]  # type: ignore[union-attr]
+    assert not parts[0] & parts[1]
+    assert not parts[2] & (parts[0] | parts[1])
+    assert set(rows.all.train.input_rows) == parts[0] | parts[1]
+    assert len(rows.aside) == pytest.approx(0.1 * len(rows.all.train), rel=0.25)
+
+
+# The selection
+
+
+@pytest.fixture(scope="module")
+def selected(
+    train_store: ExampleStore, log_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A selection of four candidates; what each call was and gave."""
+    seen: list[tuple[CandidateTask, float, list[str]]] = []
+    out = tmp_path_factory.mktemp("tune") / "run"
+    partial = out.with_name("run.partial")
+
+    def train(task: CandidateTask) -> float:
+        ledger = Ledger.load(partial / "ledger.jsonl")
+        assert [entry.kind for entry in ledger.entries] == ["tuning"]
+        score = train_candidate(task)
+        inside = sorted(str(path.relative_to(partial)) for path in partial.glob("*"))
+        inside += sorted(path.name for path in (partial / "sealed").glob("*"))
+        seen.append((task, score, inside))
+        return score
+
+    with pytest.MonkeyPatch.context() as patch:
+        number_drawn(patch, 4)
+        config = parse_sweep(document(log_folder), base=log_folder)
+        run = carry_out(config, out, train)
+    return {"run": run, "seen": seen, "out": out}
+
+
+def test_the_best_score_is_selected_and_nothing_else_is_left(selected: dict[str, Any]) -> None:
+    run, seen = selected["run"], selected["seen"]
+    best = max(seen, key=lambda item: item[1])
+    assert run.config.training.table_optimizer.learning_rate == rate_of(best[0])
+    assert len({score for _, score, _ in seen}) == len(seen) == 4
+    assert {path.name for path in selected["out"].iterdir()} == {
+        "run.json", "model.safetensors", "model.json", "ledger.jsonl", "metrics.json",
+        "statement.json", "statement.md", "config.toml",
+    }  # fmt: skip
+    assert [path.name for path in selected["out"].parent.iterdir()] == ["run"]
+
+
+def test_nothing_that_can_be_listed_tells_how_many_there_are(selected: dict[str, Any]) -> None:
+    assert len({tuple(inside) for _, _, inside in selected["seen"]}) == 1
+    times = {path.stat().st_mtime_ns for path in selected["out"].rglob("*")}
+    assert len(times) == 1
+    told = "".join(path.read_text() for path in selected["out"].glob("*.json*"))
+    assert "run_number" not in told
+    for _, score, _ in selected["seen"]:
+        assert repr(score) not in told
+
+
+def test_the_ledger_covers_the_selection_and_names_the_selected_run(
+    selected: dict[str, Any],
+) -> None:
+    entries = selected["run"].ledger.entries
+    kinds = [entry.kind for entry in entries]
+    assert kinds == ["tuning", "selected_training", "training_finished", "evaluation"]
+    tuning, chosen, finished, evaluation = entries
+    assert tuning.dp_event is not None
+    assert tuning.dp_event["kind"] == "repeat_and_select"
+    parts = tuning.dp_event["event"]["events"]
+    assert chosen.details["dp_event"] in parts
+    assert tuning.details["score"]["dp_event"] in parts
+    assert finished.details["executed"] == selected["run"].plan.mechanism.iterations
+    assert evaluation.treatment == "not_covered"
+
+
+def test_the_statement_states_the_budget_and_verifies(selected: dict[str, Any]) -> None:
+    statement = selected["run"].statement()
+    assert statement.epsilon is not None
+    assert 7.0 < statement.epsilon <= 8.0
+    assert dpads.verify(selected["out"]).ok
+
+
+def quick(scores: dict[float, float], model: Path) -> Runner:
+    """A runner that trains nothing: a candidate's score is known, its model a copy."""
+
+    def run(task: CandidateTask) -> float:
+        for name in ("model.safetensors", "model.json"):
+            shutil.copy(model / name, Path(task.slot) / name)
+        (Path(task.slot) / "facts.json").write_text('{"executed": 8, "replayed": 0}')
+        return scores[rate_of(task)]
+
+    return run
+
+
+def test_interrupted_it_goes_on_with_the_same_draw(
+    candidates: SweepConfig,
+    selected: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each start is cut off in the middle of the next candidate; the last one ends."""
+    number_drawn(monkeypatch, 5)
+    tasks: list[tuple[float, str, str]] = []
+    steps = iter((0, 1, 1, 2, 99))
+    scores = dict(zip(RATES, (-0.4, -0.3, -0.2, -0.1), strict=True))
+    for allowed in steps:
+        left = [allowed]
+
+        def run(task: CandidateTask, left: list[int] = left) -> float:
+            tasks.append((rate_of(task), task.score_key, Path(task.slot).name))
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return quick(scores, selected["out"])(task)
+
+        if allowed < 99:
+            with pytest.raises(KeyboardInterrupt):
+                carry_out(candidates, tmp_path / "run", run)
+        else:
+            run_ = carry_out(candidates, tmp_path / "run", run)
+    order = list(dict.fromkeys(tasks))  # one that was cut off comes again, as it was
+    assert len(order) == 5
+    assert len({score_key for _, score_key, _ in order}) == 5
+    best = max(order, key=lambda item: scores[item[0]])
+    assert run_.config.training.table_optimizer.learning_rate == best[0]
+
+
+def test_a_candidate_that_fails_has_the_worst_score_and_is_not_replaced(
+    candidates: SweepConfig,
+    selected: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    number_drawn(monkeypatch, 6)
+    calls: list[float] = []
+
+    def run(task: CandidateTask) -> float:
+        calls.append(rate_of(task))
+        if len(calls) != 3:
+            return WORST
+        return quick(dict.fromkeys(RATES, -50.0), selected["out"])(task)
+
+    found = carry_out(candidates, tmp_path / "run", run)
+    assert len(calls) == 6
+    assert found.config.training.table_optimizer.learning_rate == calls[2]
+
+
+def test_no_candidate_and_none_that_works_look_the_same(
+    candidates: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, left = [], []
+    for number in (0, 3):
+        with monkeypatch.context() as patch:
+            number_drawn(patch, number)
+            out = tmp_path / str(number)
+            with pytest.raises(RunError, match="nothing was selected") as error:
+                carry_out(candidates, out, lambda task: WORST)
+        told.append(str(error.value).replace(str(out), ""))
+        left.append(sorted(path.name for path in out.iterdir()))
+        assert [entry.kind for entry in Ledger.load(out / "ledger.jsonl").entries] == ["tuning"]
+        with pytest.raises(ConfigError, match="exists already"):  # it is not drawn again
+            carry_out(candidates, out, lambda task: 0.0)
+    assert told[0] == told[1]
+    assert NOTHING in told[0]
+    assert left[0] == left[1] == ["ledger.jsonl"]
+
+
+def test_a_resumption_that_asks_for_something_else_is_refused(
+    candidates: SweepConfig, tmp_path: Path
+) -> None:
+    def stop(_: CandidateTask) -> float:
+        raise KeyboardInterrupt
+
+    always = dataclasses.replace(candidates, tune=TuneConfig(mean_trials=3.0, law="geometric"))
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(always, tmp_path / "run", stop)
+    with pytest.raises(ConfigError, match="tune"):
+        carry_out(candidates, tmp_path / "run", stop)
+    shutil.rmtree(tmp_path / "run.partial" / "sealed")
+    with pytest.raises(CheckpointError, match="privacy is spent"):
+        carry_out(always, tmp_path / "run", stop)
+
+
+def test_what_is_refused_before_the_draw_leaves_nothing(
+    candidates: SweepConfig, tmp_path: Path
+) -> None:
+    base = dataclasses.replace(
+        candidates.base, privacy=dataclasses.replace(candidates.base.privacy, epsilon=1e-4)
+    )
+    with pytest.raises(dpads.BudgetError):
+        carry_out(dataclasses.replace(candidates, base=base), tmp_path / "run", lambda task: 0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_candidate_that_was_cut_off_goes_on_to_the_bit_with_the_same_noise(
+    selected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task: CandidateTask = dataclasses.replace(
+        selected["seen"][0][0], slot=str(tmp_path / "first"), prepared=str(tmp_path)
+    )
+    (tmp_path / "first").mkdir()
+    step = Trainer.step
+
+    def cut_off(self: Trainer) -> None:
+        if self.iteration == 5:
+            self.save()
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            train_candidate(task)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+
+    def no_key() -> bytes:
+        raise AssertionError("the candidate drew noise anew")
+
+    monkeypatch.setattr("dpads.training.fresh_master_key", no_key)
+    again = [
+        train_candidate(dataclasses.replace(task, slot=str(tmp_path / name)))
+        for name in ("first", "second", "second")
+    ]
+    assert len(set(again)) == 1
+    models = {(tmp_path / n / "model.safetensors").read_bytes() for n in ("first", "second")}
+    assert len(models) == 1
+
+
+# The process
+
+
+def some_task() -> CandidateTask:
+    return CandidateTask(
+        config="", base="", prepared="", slot="", score_share=0.1, score_seed=1, score={},
+        score_key="", threads=1, physical_batch_size=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.stdin.readline(); sys.exit(3)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import sys; sys.stdin.readline(); print('{\"score\": -0', end='', flush=True)",
+        "raise ValueError",
+    ],
+)
+def test_a_process_that_dies_is_a_candidate_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, program: str
+) -> None:
+    monkeypatch.setattr("dpads.private_selection_worker.PROGRAM", program)
+    with locked(tmp_path) as lock, CandidateProcess(lock, lambda: 0.05) as run:
+        assert run(some_task()) == WORST
+        assert run(some_task()) == WORST  # and the next one has a process of its own
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_machine_that_stops_the_work_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = json.dumps({"stopped": "No space left on device"})
+    program = f"import sys; sys.stdin.readline(); print('{answer}', flush=True); sys.stdin.read()"
+    monkeypatch.setattr("dpads.private_selection_worker.PROGRAM", program)
+    with (
+        locked(tmp_path) as lock,
+        CandidateProcess(lock, lambda: 0.05) as run,
+        pytest.raises(RunError, match="No space left on device"),
+    ):
+        run(some_task())
+
+
+def test_progress_comes_at_even_times_whenever_candidates_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dpads.private_selection_worker.time.monotonic", lambda: now[0])
+    told: list[float] = []
+    watch = Watch(told.append)
+    for at in (100.1, 100.5, 100.6, 100.61, 101.7, 101.71, 102.2):
+        now[0] = at
+        assert 0.0 < watch.wait() <= 0.5
+    assert told == [0.5, 1.5, 2.0]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"axes": {"privacy.epsilon": [1.0, 2.0]}}, "privacy.epsilon"),
+        ({"axes": {"privacy.noise_multiplier": [1.0, 2.0]}}, "privacy.noise_multiplier"),
+        ({"axes": {"privacy.delta": [1e-8, 1e-9]}}, "privacy.delta"),
+        ({"axes": {"data.split_seed": [1, 2]}}, "data.split_seed"),
+        ({"axes": {"training.init_seed": [1, 2]}, "reference": True}, "noise"),
+        ({"axes": {"training.init_seed": [1, 2]}, "rows": "public"}, "private"),
+        ({"tune": {"score_seed": 7}}, "score_seed"),
+        ({"tune": {"mean_trial": 7}}, "mean_trials"),
+        ({"tune": {"law": "normal"}}, "poisson"),
+        ({"tune": {"score_share": 0.9}}, "score_share"),
+        ({"tune": {"score_bound": 0.0}}, "score_bound"),
+        ({"tune": {"mean_trials": 0.5}}, "mean_trials"),
+    ],
+)
+def test_what_one_guarantee_cannot_cover_is_refused(
+    log_folder: Path, train_store: ExampleStore, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Candidates.of(parse_sweep(document(log_folder, **changes), base=log_folder))
+
+
+def test_candidates_of_other_seeds_have_one_split(
+    log_folder: Path, train_store: ExampleStore
+) -> None:
+    axes = {"training.init_seed": [1, 2], "privacy.l2_clip_norm": [0.5, 1.0]}
+    asked = Candidates.of(parse_sweep(document(log_folder, axes=axes), base=log_folder))
+    assert {config.split_seed for config in asked.configs} == {asked.base.split_seed}
+    assert {config.training.init_seed for config in asked.configs} == {1, 2}
+
+
+@pytest.mark.slow
+def test_the_command_selects_in_processes_of_its_own(
+    log_folder: Path, train_store: ExampleStore, tmp_path: Path
+) -> None:
+    from tests.cli_calls import dpads_command
+
+    text = parse_sweep(
+        document(log_folder, tune={"mean_trials": 2.0, "law": "geometric"}), base=log_folder
+    ).to_toml()
+    (tmp_path / "sweep.toml").write_text(text)
+    result = dpads_command("tune", tmp_path / "sweep.toml", "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)) == {"run", "headline", "metrics"}
+    assert dpads.verify(tmp_path / "run").ok
