@@ -104,6 +104,7 @@ def sweep(
                 retry_failed=retry_failed,
                 on_prepare=prepared,
                 on_progress=show,
+                on_note=say,
             )
     except KeyboardInterrupt:
         words = ["dpads", "sweep", str(config), "--out", str(folder)]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +39,7 @@ def run_trials_on_ray(
     address: str | None,
     workers: int | None,
     on_event: OnEvent,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> list[TrialOutcome]:
     """Runs trials as Ray tasks, each on as many cores as it has threads; Ray repeats none.
 
@@ -49,6 +50,7 @@ def run_trials_on_ray(
             this machine for as long as the sweep runs.
         workers: how many trials run at a time; None for as many as the cluster has cores for.
         on_event: called as by `dpads.sweep_engine.run_trials`.
+        on_note: told which cluster it is.
 
     Returns:
         How each ended, in the order of the tasks.
@@ -64,28 +66,32 @@ def run_trials_on_ray(
         raise MissingDependencyError(
             'engine = "ray" needs the package ray. Install it: pip install "dpads[ray]"'
         ) from error
-    with _connected(ray, address):
+    with _connected(ray, address, on_note):
         _check_machines(ray, folder)
         return _Run(ray, tasks, workers, on_event).carry_out()
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def _connected(ray: Any, address: str | None, on_note: Callable[[str], None]) -> Iterator[None]:
     """A connection to a cluster; one that the caller has made already is used and left as it is."""
     if ray.is_initialized():
+        on_note("Ray: the cluster that this process is connected to")
         yield
         return
-    options = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = address if address is not None else os.environ.get("RAY_ADDRESS")
     if address is not None:
         _probe(address)
         ray.init(address=address, **options)
-    elif os.environ.get("RAY_ADDRESS"):
-        _probe(os.environ["RAY_ADDRESS"])
-        ray.init(**options)
+        on_note(f"Ray: the cluster at {address}")
     else:
         try:
             ray.init(address="auto", **options)
-        except ConnectionError:  # none runs on this machine
+            on_note("Ray: the cluster on this machine")
+        except ConnectionError:
+            on_note(
+                "Ray: no cluster was named or found, so one is started here for this sweep alone"
+            )
             ray.init(address="local", include_dashboard=False, **options)
     try:
         yield

@@ -134,6 +134,7 @@ def sweep(
     retry_failed: bool = False,
     on_prepare: Callable[[int], None] | None = None,
     on_progress: Callable[[SweepProgress], None] | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Sweep:
     """Runs the trials of a sweep that have not run yet.
 
@@ -148,6 +149,7 @@ def sweep(
         retry_failed: try trials again that failed. What trained and was lost is charged again.
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_progress: called a few times a second.
+        on_note: told what the caller did not decide, such as which cluster is used.
 
     Returns:
         The sweep. Trials that failed are in its results.
@@ -179,7 +181,7 @@ def sweep(
         try:
             claim_folder(folder, config)
             job = _Job.begin(folder, config, workers, threads, engine, retry_failed, on_prepare)
-            job.carry_out(_engine(engine, address, job), on_progress)
+            job.carry_out(_engine(engine, address, job, on_note), on_progress)
             result = Sweep(folder, config)
             if job.tasks or not (folder / REPORT).exists():
                 result.report()
@@ -191,13 +193,20 @@ def sweep(
     return result
 
 
-def _engine(engine: Engine, address: str | None, job: _Job) -> Callable[[OnEvent], object]:
+def _engine(
+    engine: Engine, address: str | None, job: _Job, on_note: Callable[[str], None]
+) -> Callable[[OnEvent], object]:
     """Who runs the trials."""
     if engine == "ray":
         from dpads.sweep_ray import run_trials_on_ray
 
         return lambda on_event: run_trials_on_ray(
-            job.tasks, folder=job.folder, address=address, workers=job.workers, on_event=on_event
+            job.tasks,
+            folder=job.folder,
+            address=address,
+            workers=job.workers,
+            on_event=on_event,
+            on_note=on_note,
         )
     return lambda on_event: run_trials(
         job.tasks, workers=job.workers or available_cores(), on_event=on_event
