@@ -222,18 +222,35 @@ def _rule_layers(figure: Figure, axis: Places, look: Look, x: alt.X, y: alt.Y) -
     value, name = figure.rule
     at = _data([{"x": axis.domain[0], "end": axis.domain[1], "y": value, "name": name}])
     line = alt.Chart(at).mark_rule(strokeDash=[4, 4], strokeWidth=1.2, color=look.colour("quiet"))
-    # Curves come down from the left: where most of them are below, the name stands on the right.
-    below = sum(point.y < value for point in figure.points) > len(figure.points) / 2
+    is_left, is_above = _free_place(figure, axis, value)
     text = alt.Chart(at).mark_text(
-        align="right" if below else "left",
-        baseline="bottom",
-        dx=-2 if below else 2,
-        dy=-4,
+        align="left" if is_left else "right",
+        baseline="bottom" if is_above else "top",
+        dx=2 if is_left else -2,
+        dy=-4 if is_above else 4,
         fontSize=11.5,
         color=look.colour("quiet"),
     )
-    named = text.encode(x=alt.X("end:Q") if below else x, y=y, text="name:N")
+    named = text.encode(x=x if is_left else alt.X("end:Q"), y=y, text="name:N")
     return [line.encode(x=x, x2="end:Q", y=y), named]
+
+
+def _free_place(figure: Figure, axis: Places, value: float) -> tuple[bool, bool]:
+    """Where fewest marks are in the way of a rule's name: on the left or not, above it or not."""
+    low, high = figure.extent or (min(figure.values), max(figure.values))
+    near = 0.13 * (high - low)
+    ends = [math.log(end) for end in axis.domain]
+
+    def in_the_way(place: tuple[bool, bool]) -> int:
+        is_left, is_above = place
+        count = 0
+        for point in (*figure.points, *figure.dots):
+            share = (math.log(axis.place(point)) - ends[0]) / (ends[1] - ends[0])
+            distance = (point.y - value) * (1 if is_above else -1)
+            count += (share < 0.45) == is_left and -0.02 * (high - low) <= distance <= near
+        return count
+
+    return min([(True, True), (False, True), (True, False), (False, False)], key=in_the_way)
 
 
 def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look) -> Any:

@@ -27,6 +27,7 @@ from dpads.sweep_rows import (
     UNIT,
     Row,
     SweepRows,
+    distinct,
     epsilon_of_row,
     grouped,
     key_words,
@@ -73,15 +74,20 @@ class Curves:
     @cached_property
     def batch_lines(self) -> bool:
         """Whether lines are batch sizes."""
-        return 2 <= len(self.sweep.values(BATCH)) <= MOST_LINES
+        return 2 <= len({row[BATCH] for row in self.shown}) <= MOST_LINES
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """The models that curves are made of."""
+        found = {self.sweep.model_of(row) for row in self.shown}
+        return tuple(label for label in self.sweep.model_labels.values() if label in found)
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
         """The name of every line."""
         if self.batch_lines:
-            return tuple(value_words(value) for value in self.sweep.values(BATCH))
-        labels = tuple(self.sweep.model_labels.values())
-        return labels if 2 <= len(labels) <= MOST_LINES else ("",)
+            return tuple(map(value_words, distinct(row[BATCH] for row in self.shown)))
+        return self.models if 2 <= len(self.models) <= MOST_LINES else ("",)
 
     @property
     def legend(self) -> str:
@@ -100,9 +106,9 @@ class Curves:
     def panel_of(self, row: Row) -> str:
         """Which picture a trial is in, where one cannot hold them all; empty where one can."""
         words = []
-        if self.batch_lines and 2 <= len(self.sweep.model_labels) <= MOST_LINES:
+        if self.batch_lines and 2 <= len(self.models) <= MOST_LINES:
             words.append(self.sweep.model_of(row))
-        if len({self.sweep.group_of(other) for other in self.sweep.rows}) > 1:
+        if len({self.sweep.group_of(other) for other in self.shown}) > 1:
             cap = row.get(CAP)
             words.append(
                 f"unit {row[UNIT]}" + ("" if cap is None else f" (at most {rows_words(cap)})")
@@ -115,7 +121,7 @@ class Curves:
         shown = {UNIT, CAP}
         if self.batch_lines:
             shown.add(BATCH)
-        if 2 <= len(self.sweep.model_labels) <= MOST_LINES:
+        if 2 <= len(self.models) <= MOST_LINES:
             shown |= {MODEL, MODEL_NAME}
         return tuple(k for k in self.sweep.other_axes if k not in shown)
 

@@ -21,11 +21,11 @@ from dpads.sweep_rows import (
     TASK_WORDS,
     SweepRows,
     epsilon_of_row,
-    grouped,
     key_words,
+    lowest,
     value_words,
 )
-from dpads.sweep_table import best_trial, trial_table
+from dpads.sweep_table import trial_table
 
 
 @dataclass(frozen=True)
@@ -143,23 +143,20 @@ def _counts(sweep: SweepRows) -> dict[str, Any]:
 def _facts(curves: Curves, looks: Looks) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: name, figure, note."""
     sweep, facts = curves.sweep, []
-    best = best_trial(curves)
-    if best is not None:
-        keys = [key for key in sweep.other_axes if key != EPSILON]
-        settings = sweep.settings_words(best, keys)
-        epsilon = value_words(epsilon_of_row(best))
-        note = f"trial {best['trial']}: epsilon {epsilon}{', ' if settings else ''}{settings}"
-        facts.append(("Lowest loss with noise", f"{best[sweep.loss]:.4f}", note))
-    if sweep.noise_free:
-        keys = [*sweep.other_axes, "privacy.l2_clip_norm"]
-        settings_of = grouped(sweep.noise_free, lambda row: tuple(row.get(key) for key in keys))
-        means = [
-            (statistics.fmean(row[sweep.loss] for row in rows), rows)
-            for rows in settings_of.values()
-        ]
-        mean, rows = min(means, key=lambda item: item[0])
-        note = f"mean over {len(rows)} seeds" if len(rows) > 1 else f"trial {rows[0]['trial']}"
-        facts.append(("Lowest loss without noise", f"{mean:.4f}", note))
+    keys = [key for key in sweep.other_axes if key != EPSILON]
+    for name, rows in (
+        ("Lowest loss with noise", lowest(sweep, sweep.noisy)),
+        ("Lowest loss without noise", lowest(sweep, sweep.noise_free)),
+    ):
+        if rows:
+            mean = statistics.fmean(row[sweep.loss] for row in rows)
+            words = [
+                f"mean over {len(rows)} seeds" if len(rows) > 1 else f"trial {rows[0]['trial']}"
+            ]
+            if not rows[0]["reference"]:
+                words.append(f"epsilon {value_words(epsilon_of_row(rows[0]))}")
+            words += [sweep.settings_words(rows[0], keys)] if keys else []
+            facts.append((name, f"{mean:.4f}", ", ".join(words)))
     if sweep.is_private and looks.problem is None:
         if len(looks.joint) == 1:
             joint = looks.joint[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -184,6 +185,19 @@ class SweepRows:
             else f"{key_words(key)} {value_words(row.get(key))}"
             for key in keys
         )
+
+
+def lowest(sweep: SweepRows, rows: Sequence[Row]) -> list[Row]:
+    """The trials of the setting whose mean loss over seeds is lowest; none where there are no trials.
+
+    A setting of which a seed failed is not among them, unless all are: it would be compared on other
+    splits.
+    """
+    keys = [key for key in sweep.axes if key not in SEEDS]
+    found = grouped(rows, lambda row: (epsilon_of_row(row), *(row.get(key) for key in keys)))
+    most = max((len(seeds) for seeds in found.values()), default=0)
+    whole = [seeds for seeds in found.values() if len(seeds) == most]
+    return min(whole, key=lambda seeds: statistics.fmean(r[sweep.loss] for r in seeds), default=[])
 
 
 def epsilon_of_row(row: Row) -> float:

@@ -21,6 +21,7 @@ from dpads.sweep_rows import (
     Row,
     epsilon_of_row,
     key_words,
+    lowest,
     value_words,
 )
 
@@ -119,10 +120,10 @@ def trial_table(curves: Curves) -> TrialTable:
     rows = curves.sweep.rows
     columns = [_column(*spec, rows) for spec in _specs(curves)]
     columns = [column for column in columns if any(cell.text for cell in column.cells)]
-    best = best_trial(curves)
+    best = {row["trial"] for row in lowest(curves.sweep, curves.sweep.noisy)}
     lines = []
     for place, row in enumerate(rows):
-        marks = ["lowest loss"] if best is not None and row["trial"] == best["trial"] else []
+        marks = ["lowest loss"] if row["trial"] in best else []
         if row["trial"] in curves.sweep.added_references:
             marks.append("baseline")
         elif row["trial"] in curves.chosen_trials and curves.competing:
@@ -137,12 +138,6 @@ def trial_table(curves: Curves) -> TrialTable:
             )
         )
     return TrialTable(columns, lines)
-
-
-def best_trial(curves: Curves) -> Row | None:
-    """The trial with noise whose loss is lowest; None where none finished."""
-    loss = curves.sweep.loss
-    return min(curves.sweep.noisy, key=lambda row: float(row[loss]), default=None)
 
 
 _Spec = tuple[str, str, bool, Callable[[Row], Cell]]
