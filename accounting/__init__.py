@@ -18,9 +18,11 @@ models, kernels or tensors, so a stranger can check a guarantee without any of t
     ledger        the append-only, hash-chained list of every access to private data
     facts         what only people know: the [statement] table
     inputs        everything that one run contributes to a statement; joint: several runs
+    compared      which tuning entry covers a run that was selected
     checks        each assumption's basis, result and evidence; the claim level
     evidence      the code and the tests behind each check
-    assumptions   the checks of a mechanism; declarations: of its data; joint_checks: of all runs
+    assumptions   the checks of a mechanism; declarations: of its data; tuning_checks: of the runs that
+                  it was compared with; joint_checks: of all runs together
     accesses      every use of private data; definition: the definition mapped to the runs
     figures       what was accounted, and every guarantee that follows
     headline      the guarantee in a paragraph; limits: what it does not say; nist: another view

@@ -18,11 +18,18 @@ _STAGES: Mapping[str, str] = {
     "selection": "vocabulary_or_hashing",
     "recalibration": "calibration_layer",
     "tuning": "hyperparameter_tuning",
+    "selected_training": "training",
     "evaluation": "evaluation",
     "reference": "reference_training",
     "unplanned_read": "monitoring_and_logs",
     "upstream": "filtering_or_downsampling",
 }
+
+_CHOOSING: Mapping[str, str] = {
+    "evaluation": "model_selection",
+    "reference": "reference_tuning",
+}
+"""The stages of exact looks that chose columns or hyperparameters of the model."""
 
 _CHOSEN = "Columns, clip constants, buckets and hyperparameters were"
 _TUNING: Mapping[str | None, tuple[str, str]] = {
@@ -40,9 +47,10 @@ _TUNING: Mapping[str | None, tuple[str, str]] = {
         "Other runs on these rows chose columns, clip constants, buckets or hyperparameters.",
     ),
 }
+_BUT_THESE = " but those of the runs that this statement counts"
 _JOINT_TUNING = (
     "Runs and looks that chose columns, clip constants, buckets or hyperparameters, but for the runs "
-    "that this statement composes. Nobody declared that there were none."
+    "that this statement counts. Nobody declared that there were none."
 )
 
 
@@ -58,7 +66,7 @@ def tuning_of(runs: JointRuns) -> str | None:
     In a joint statement "not_accounted" may mean the very runs that it composes: no answer.
     """
     said = {run.human.tuning for run in runs.runs}
-    if runs.is_joint and "not_accounted" in said:
+    if runs.counts_others and "not_accounted" in said:
         return None
     order = (None, "not_accounted", "public_data", "none")
     return next(answer for answer in order if answer in said)
@@ -74,13 +82,11 @@ def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
             if entry.kind == "training_finished":
                 continue
             if entry.dp_event is None:
-                key: tuple[object, ...] = (
-                    entry.kind,
-                    entry.description,
-                    entry.rows,
-                    entry.treatment,
-                )
-                row, count = rows.get(key, (_of_entry(entry), 0))
+                row = _of_entry(entry)
+                key: tuple[object, ...] = tuple(row.values())
+                if entry.kind == "selected_training":
+                    key, row = (place,), _of_selected(runs, place, entry)
+                row, count = rows.get(key, (row, 0))
                 rows[key] = (row, count + 1)
             elif left > 0:
                 left -= 1
@@ -100,8 +106,20 @@ def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
 def _of_entry(entry: LedgerEntry) -> dict[str, Any]:
     """The row of a ledger's entry."""
     filled_by = "human" if entry.kind == "upstream" else "auto"
-    row = _row(_STAGES[entry.kind], entry.description, entry.treatment, filled_by)
+    stage = _STAGES[entry.kind]
+    if entry.chose_configuration:
+        stage = _CHOOSING.get(entry.kind, stage)
+    row = _row(stage, entry.description, entry.treatment, filled_by)
     return {**row, "rows": entry.rows}
+
+
+def _of_selected(runs: JointRuns, place: int, entry: LedgerEntry) -> dict[str, Any]:
+    """The row of a selected run, with the item of accounting.entries that covers it."""
+    row = _of_entry(entry)
+    if runs.is_joint:
+        row["description"] += f", {runs.name(place)}"
+    covering = runs.covering_id(place)
+    return row if covering is None else {**row, "dp_event": covering}
 
 
 def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
@@ -165,8 +183,10 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
     """What happened outside of this library."""
     said = tuning_of(runs)
     treatment, text = _TUNING[said]
-    if said is None and runs.is_joint:
+    if said is None and runs.counts_others:
         text = _JOINT_TUNING
+    elif said == "none" and runs.compared:
+        text = text.removesuffix(".") + f"{_BUT_THESE}."
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]
     upstream = runs.said("upstream")
     on_ledgers = {entry.description for run in runs.runs for entry in run.entries("upstream")}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpads.accounting.accountant import PROFILE_DELTAS
 from dpads.accounting.canonical import digest
+from dpads.accounting.compared import covers, parts_of
 from dpads.accounting.event_forms import to_dp_event
 from dpads.accounting.events import (
     NO_OP,
@@ -23,7 +24,7 @@ from dpads.accounting.events import (
     leaves,
 )
 from dpads.accounting.findings import Finding
-from dpads.accounting.foreign import first_difference
+from dpads.accounting.foreign import first_difference, path_text
 from dpads.accounting.guarantees import profile_deltas
 from dpads.accounting.mechanism import DpSgdConfig
 from dpads.accounting.relation import Relation
@@ -51,6 +52,7 @@ def agreements(data: Mapping[str, Any]) -> Iterator[Finding]:
         data: A statement that its schema accepts.
     """
     yield _composition(data)
+    yield from _selected_runs(data)
     for place, (prefix, mechanism) in enumerate(mechanisms(data)):
         yield _noise(f"{prefix}/noise", mechanism["noise"], _accounted_noise(data, place))
         yield _event(data, place, prefix, mechanism)
@@ -126,7 +128,90 @@ def _accounted_noise(data: Mapping[str, Any], place: int) -> float | None:
         if item["run"] == place and item["kind"] == "training":
             found = _numbers(item["dp_event"], "noise_multiplier")
             return found[0] if found else None
+    for event in _selected_events(data, place):
+        return next(iter(_numbers(event, "noise_multiplier")), None)
     return None
+
+
+def _selected_events(data: Mapping[str, Any], place: int) -> list[EventTree]:
+    """The event of a run that was selected inside of an entry; [] of another run."""
+    selected = data["accounting"].get("selected", [])
+    return [item["dp_event"] for item in selected if item["run"] == place]
+
+
+def _selected_runs(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Each selected run is inside the entry that covers it, and each score too."""
+    relation = Relation(data["definition"]["adjacency"]["relation"])
+    entries = {item["id"]: item["dp_event"] for item in data["accounting"]["entries"]}
+    for number, item in enumerate(data["accounting"]["entries"]):
+        score = item.get("score")
+        if score is None:
+            continue
+        path = f"accounting/entries/{number}/score/dp_event"
+        inside = score["dp_event"] == NO_OP or score["dp_event"] in parts_of(item["dp_event"])
+        if not inside and _holds(data, "tuning.score_inside"):
+            nearest = _nearest(score["dp_event"], parts_of(item["dp_event"]), path)
+            yield Finding(nearest, False, f"it is not among the mechanisms of {item['id']}.")
+            return
+        yield Finding(path, True, f"among the mechanisms of {item['id']}" if inside else "stated")
+    for number, item in enumerate(data["accounting"].get("selected", [])):
+        path, event = f"accounting/selected/{number}", item["dp_event"]
+        try:
+            to_dp_event(event)
+        except InputError as error:
+            yield Finding(f"{path}/dp_event", False, str(error))
+            return
+        if item["run"] >= len(data["ledgers"]):
+            yield Finding(f"{path}/run", False, "there is no ledger of it.")
+            return
+        covering = entries.get(item["covered_by"])
+        if digest(event) != item["dp_event_sha256"]:
+            others = [_planned(data, item["run"]), *parts_of(covering or NO_OP)]
+            known = [other for other in others if digest(other) == item["dp_event_sha256"]]
+            where = (
+                _nearest(event, known, f"{path}/dp_event") if known else f"{path}/dp_event_sha256"
+            )
+            yield Finding(where, False, "the digest beside it is another's.")
+            return
+        if item["covered_by"] is not None and (
+            covering is None or not covers(covering, event, relation)
+        ):
+            yield Finding(f"{path}/covered_by", False, f"{item['covered_by']} does not cover it.")
+            return
+        yield Finding(f"{path}/dp_event", True, f"covered by {item['covered_by']}")
+
+
+def _planned(data: Mapping[str, Any], place: int) -> EventTree:
+    """The event of a run's mechanism; none where its numbers make none."""
+    found = mechanisms(data)
+    if place >= len(found):
+        return dict(NO_OP)
+    try:
+        return DpSgdConfig(**mechanism_numbers(found[place][1])).event()
+    except InputError:
+        return dict(NO_OP)
+
+
+def _nearest(event: EventTree, others: Sequence[EventTree], path: str) -> str:
+    """Where an event differs from one of some others in a single number; else the whole event."""
+    keys = tuple(int(key) if key.isdigit() else key for key in path.split("/"))
+    for other in others:
+        ours, theirs = list(_leaves(event, ())), list(_leaves(other, ()))
+        if [where for where, _ in ours] == [where for where, _ in theirs]:
+            wrong = [where for (where, a), (_, b) in zip(ours, theirs, strict=True) if a != b]
+            if len(wrong) == 1:
+                return path_text((*keys, *wrong[0]))
+    return path
+
+
+def _leaves(tree: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value of a tree that is no container, with its path."""
+    if isinstance(tree, dict | list):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, part in pairs:
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path, tree
 
 
 def _numbers(tree: Any, key: str) -> list[float]:
@@ -194,7 +279,7 @@ def _event(
         for item in data["accounting"]["entries"]
         if item["run"] == place and item["kind"] == "training"
         for _ in range(item["count"])
-    ]
+    ] + _selected_events(data, place)
     expected = dict(NO_OP) if config.noise_multiplier == 0.0 else config.event()
     covered = composed(entries)
     different = first_difference(expected, covered, ("accounting", "entries"))

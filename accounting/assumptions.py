@@ -52,6 +52,12 @@ _OF_THE_SAMPLER: Mapping[str, tuple[str, str]] = {
 """What each sampler's event stands on besides: a check of its own."""
 
 
+_NOT_COVERED = (
+    "No tuning entry before the selected run covers it: it is not among the runs of a private selection, "
+    "and does not fit into a filter."
+)
+
+
 def mechanism_checks(inputs: StatementInputs) -> list[Check]:
     """The assumptions about what ran, but for those that people answer for."""
     checks = [
@@ -82,15 +88,19 @@ def _sampling(inputs: StatementInputs) -> list[Check]:
     """Sampler, event and relation agree."""
     name, meaning = _OF_THE_SAMPLER[inputs.sampler]
     scheme = inputs.scheme
-    same = not inputs.is_private or inputs.covered_event == inputs.planned_event
+    note = None
+    if inputs.is_private and inputs.covered_event != inputs.planned_event:
+        note = "The ledger's event is not the plan's event."
+    elif inputs.selected is not None and inputs.covering is None:
+        note = _NOT_COVERED
     suits = scheme is not None and inputs.relation in scheme.relations
     return [
         Check(
             id="sampling.matches_accounting",
             assumption=_DRAWN[inputs.sampler],
             basis=Basis.ENFORCED,
-            result=Result.HOLDS if same else Result.VIOLATED,
-            note=None if same else "The ledger's event is not the plan's event.",
+            result=Result.HOLDS if note is None else Result.VIOLATED,
+            note=note,
             evidence=[Evidence("config_hash", "the resolved plan", digest(dict(inputs.plan)))],
         ),
         Check(
@@ -234,12 +244,14 @@ def _noise(inputs: StatementInputs) -> list[Check]:
 
 def _iterations(inputs: StatementInputs) -> list[Check]:
     """What ran is what was announced."""
-    opened = inputs.entries("training")
+    opened = inputs.opened
     problem = None
     if inputs.is_private and inputs.covered_event == NO_OP:
         problem = "The ledger holds no covered training entry."
     elif len(opened) != 1 and inputs.is_private:
         problem = f"The ledger holds {len(opened)} training entries; this run is one."
+    elif inputs.selected is not None and inputs.covering is None:
+        problem = _NOT_COVERED
     elif inputs.executed > inputs.planned_iterations:
         problem = f"{inputs.executed} iterations ran, {inputs.planned_iterations} were announced."
     log = (

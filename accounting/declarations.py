@@ -123,24 +123,60 @@ def _ledger(inputs: StatementInputs) -> list[Check]:
 def _kept_inside(inputs: StatementInputs) -> list[Check]:
     """What looked at training rows without noise stays inside."""
     checks = []
-    if inputs.entries("reference"):
+    looks = [*inputs.entries("reference"), *inputs.entries("evaluation")]
+    private = [entry for entry in looks if entry.treatment != "public_data_only"]
+    references = [entry for entry in private if entry.kind == "reference"]
+    if not all(entry.chose_configuration for entry in references):
         checks.append(
             _by_people(
                 inputs,
                 "reference.kept_inside",
                 "The reference model that was trained without noise on the same rows, and its "
                 "metrics, are not released and chose nothing that is.",
-                "training.reference was true.",
+                "The configuration asked for a reference without noise.",
             )
         )
-    evaluated = {entry.rows for entry in inputs.entries("evaluation")}
-    if "declared_test" in evaluated:
+    if any(entry.chose_configuration for entry in references):
+        checks.append(
+            _by_people(
+                inputs,
+                "reference.chose_configuration",
+                "Runs without noise on the same rows chose hyperparameters of this model; that choice "
+                "tells nothing about any single row, and these runs' models and metrics are not "
+                "released.",
+                "Hyperparameters were chosen with noise off, on private rows.",
+            )
+        )
+    if len(private) < len(looks):
+        checks.append(
+            _by_people(
+                inputs,
+                "public_rows.are_public",
+                "The rows that were read without noise and are called public hold nobody's data that "
+                "this guarantee is about.",
+                "The configuration calls them public; code cannot know.",
+            )
+        )
+    evaluations = [entry for entry in private if entry.kind == "evaluation"]
+    evaluated = {entry.rows for entry in evaluations if not entry.chose_configuration}
+    compared = {entry.rows for entry in evaluations if entry.chose_configuration}
+    if "declared_test" in evaluated | compared:
         checks.append(
             _by_people(
                 inputs,
                 "evaluation.test_rows_apart",
                 "The rows that the configuration calls test rows are no training rows.",
                 "data.test names a log or a store of its own; code cannot know what is in both.",
+            )
+        )
+    if compared - {"test", "declared_test"}:
+        checks.append(
+            _by_people(
+                inputs,
+                "evaluation.chose_configuration",
+                "Exact metrics on rows that may be training rows chose among runs; that choice tells "
+                "nothing about any single row, and these metrics are not released.",
+                "Runs were compared by exact metrics on rows that other runs, or this one, trained on.",
             )
         )
     if evaluated - {"test", "declared_test"}:

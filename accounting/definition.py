@@ -30,7 +30,9 @@ def setting_of(runs: JointRuns) -> dict[str, Any]:
             }
             for party in parties
         ],
-        "adversary_view": "all_noisy_gradients_and_checkpoints_brought_up_to_date",
+        "adversary_view": "all_noisy_gradients_and_checkpoints_of_the_runs_that_are_shown"
+        if runs.hides_runs
+        else "all_noisy_gradients_and_checkpoints_brought_up_to_date",
         "access_control": runs.said("access_control"),
         "data_collection": runs.said("data_collection"),
     }
@@ -42,7 +44,7 @@ def definition_of(runs: JointRuns) -> dict[str, Any]:
         "data_accesses": accesses_of(runs),
         "mechanism_output": {
             "released": _released(runs),
-            "formally_protected": f"{PROTECTED}{' of each run' if runs.is_joint else ''}; not the "
+            "formally_protected": f"{_protected(runs)}; not the "
             "checkpoints that an interrupted run goes on from, which hold keys and tell which rows "
             "were touched",
         },
@@ -111,6 +113,16 @@ def _sampler(run: StatementInputs) -> dict[str, Any]:
         "dataset_size": run.mechanism["units"],
         "batches_per_pass": per_pass,
     }
+
+
+def _protected(runs: JointRuns) -> str:
+    """What the guarantee covers."""
+    if runs.hides_runs:
+        return (
+            f"{PROTECTED} of each run that is stated here, with a private selection's best score; of its "
+            "other runs nothing, not even their number, may ever be shown"
+        )
+    return PROTECTED + (" of each run" if runs.counts_others else "")
 
 
 def _released(runs: JointRuns) -> str:

@@ -47,7 +47,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
 }
 
 
-def to_dp_event(event: EventTree) -> DpEvent:
+def to_dp_event(event: EventTree | None) -> DpEvent:
     """Builds the `dp_accounting.DpEvent` of a tree, checking every key and number.
 
     Args:

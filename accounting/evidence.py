@@ -194,6 +194,33 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
     ),
     "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"), (_TEST, _PLANTED)),
+    "tuning.fixed_in_advance": (
+        (_CODE, "accounting/tuning.py::cost_of_composition"),
+        (_TEST, "tests/accounting/test_tuning.py::test_golden_twenty_runs_composed"),
+    ),
+    "tuning.drawn_once": (
+        (_CODE, "accounting/joint.py::JointRuns"),
+        (
+            _TEST,
+            "tests/accounting/test_statement_tuning.py::test_two_runs_of_one_selection_are_refused",
+        ),
+    ),
+    "tuning.score_inside": (
+        (_CODE, "accounting/compared.py::score_is_inside"),
+        (_CODE, "accounting/tuning.py::noise_for_selection"),
+        (
+            _TEST,
+            "tests/accounting/test_tuning.py::test_noise_for_a_selection_meets_the_budget_from_below",
+        ),
+    ),
+    "tuning.filter_kept": (
+        (_CODE, "accounting/filters.py::RenyiFilter"),
+        (_CODE, "accounting/compared.py::covering"),
+        (
+            _TEST,
+            "tests/accounting/test_filters.py::test_whatever_is_chosen_the_composition_stays_inside",
+        ),
+    ),
     "ledger.complete": (
         (_CODE, "accounting/ledger.py::Ledger"),
         (_TEST, "tests/test_training.py::test_the_ledger_is_written_before_the_first_coin"),

@@ -15,6 +15,7 @@ from dpads.accounting.checks import Check, ClaimLevel
 from dpads.accounting.grid import grid_interval
 from dpads.accounting.guarantees import guarantees_of, meaning_of, tier_of
 from dpads.accounting.joint import JointRuns
+from dpads.accounting.ledger import LedgerEntry
 
 _TUNING: Mapping[str | None, str] = {
     None: "not_declared",
@@ -23,6 +24,9 @@ _TUNING: Mapping[str | None, str] = {
     "not_accounted": "not_accounted",
 }
 _LAWS: Mapping[float, str] = {0.0: "logarithmic", 1.0: "geometric"}
+
+FACTS = ("selection", "score", "sweep")
+"""The details of a tuning entry that its item in accounting.entries has too."""
 
 CAP_CHECK = "unit.cap_enforced"
 """The check that a guarantee for users stands on, and one for rows does not."""
@@ -48,9 +52,9 @@ class Figures:
         """Item 3a and the tuning half of 3c."""
         runs, event, loss = self.runs, self.runs.event, self.runs.loss
         interval = None
-        if loss is not None:
+        if loss is not None and loss.pld_epsilon is not None:
             interval = grid_interval(canonical_bytes(event), runs.delta, runs.relation)
-        groups = self._group_events()
+        groups, selected = self._group_events(), self._selected()
         return {
             "type": "none" if loss is None else loss.accountant,
             "library": "dp-accounting",
@@ -62,9 +66,11 @@ class Figures:
                     "run": item.run,
                     "count": item.count,
                     "dp_event": item.entry.dp_event,
+                    **_facts(item.entry),
                 }
                 for item in runs.entries
             ],
+            **({"selected": selected} if selected else {}),
             "dp_event": event,
             "dp_event_sha256": digest(event),
             **({"group_events": groups} if groups else {}),
@@ -123,21 +129,31 @@ class Figures:
         event = events.for_group(self.runs.event, size)
         return [{"group_size": size, "dp_event": event, "dp_event_sha256": digest(event)}]
 
+    def _selected(self) -> list[dict[str, Any]]:
+        """The events of selected runs, each with the entry that covers it."""
+        return [
+            {
+                "run": place,
+                "dp_event": entry.announced_event,
+                "dp_event_sha256": digest(entry.announced_event),
+                "covered_by": self.runs.covering_id(place),
+            }
+            for place, run in enumerate(self.runs.runs)
+            for entry in run.entries("selected_training")
+        ]
+
     def _covers(self) -> str:
         """What the guarantees are about."""
         if self.runs.is_joint:
             return "all_listed_runs"
-        return "tuning_and_final_model" if self._compared() else "final_model_single_run"
-
-    def _compared(self) -> list[events.EventTree]:
-        """The events of runs whose results were compared."""
-        covered = [item for item in self.runs.entries if item.entry.kind == "tuning"]
-        return [item.entry.dp_event for item in covered if item.entry.dp_event is not None]
+        return "tuning_and_final_model" if self.runs.compared else "final_model_single_run"
 
     def _tuning(self) -> dict[str, Any]:
         """How the configuration was chosen, and what of that is counted."""
-        compared, runs = self._compared(), len(self.runs.runs)
+        items, runs = self.runs.compared, len(self.runs.runs)
+        compared = [i.entry.dp_event for i in items if i.entry.dp_event is not None]
         selections = [event for event in compared if event["kind"] == "repeat_and_select"]
+        filters = [event for event in compared if event["kind"] == "renyi_filter"]
         if selections:
             mean, shape = selections[0]["mean"], selections[0]["shape"]
             law = "poisson" if shape == "poisson" else _LAWS.get(shape)
@@ -149,8 +165,16 @@ class Figures:
                 **({} if shape == "poisson" else {"shape": shape}),
                 "only_best_released": True,
             }
+        if filters:
+            return {
+                "method": "renyi_filter",
+                "runs": runs,
+                "order": filters[0]["order"],
+                "rdp": filters[0]["rdp"],
+                "only_best_released": False,
+            }
         if compared or self.runs.is_joint:
-            tried = sum(i.count for i in self.runs.entries if i.entry.kind == "tuning")
+            tried = sum(item.count for item in items)
             return {
                 "method": "composition",
                 "runs": runs + tried,
@@ -158,6 +182,12 @@ class Figures:
                 "only_best_released": False,
             }
         return {"method": _TUNING[tuning_of(self.runs)], "runs": runs}
+
+
+def _facts(entry: LedgerEntry) -> dict[str, Any]:
+    """What an entry says of the runs that were compared, as far as checks stand on it."""
+    known = entry.details if entry.kind == "tuning" else {}
+    return {key: known[key] for key in FACTS if key in known}
 
 
 def contradicts(runs: JointRuns, audit: Mapping[str, Any]) -> bool:

@@ -75,17 +75,67 @@ def _guarantee(data: Mapping[str, Any]) -> str:
     )
     steps = [data["mechanism"]["steps"], *(r["mechanism"]["steps"] for r in data["further_runs"])]
     most = max(step["planned"] for step in steps)
-    count = len(data["ledgers"])
+    count, beside = len(data["ledgers"]), _beside(data)
     if count > 1:
+        more = f" and {listed(beside)}" if beside else ""
         return (
             f"The final models of {count} training runs on the same rows ({_names(data)}), each of at "
-            f"most {most:,} iterations of DP-SGD, are jointly {promise}; delta is the smallest of the "
-            "runs'."
+            f"most {most:,} iterations of DP-SGD,{more} are jointly {promise}; delta is the smallest of "
+            "the runs'."
         )
-    return (
-        f"The final model {_names(data)}, from one training run of at most {most:,} iterations of "
-        f"DP-SGD, is {promise}."
+    model = (
+        f"The final model {_names(data)}, from one training run of at most {most:,} iterations of"
     )
+    if not beside:
+        return f"{model} DP-SGD, is {promise}."
+    selection = _selection(data)
+    if selection is not None:
+        return (
+            f"{model} DP-SGD that was privately selected among a random, secret number of runs "
+            f"({number(selection['mean'])} on average, of which nothing but the best is ever shown), is "
+            f"{promise}, the selection included."
+        )
+    return f"{model} DP-SGD, {listed(['', *beside]).strip(', ')} are jointly {promise}."
+
+
+def _selection(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The private selection that the stated run comes from, where nothing else is beside it."""
+    accounting = data["accounting"]
+    items = [item for item in accounting["entries"] if item["kind"] == "tuning"]
+    selected = [item["covered_by"] for item in accounting.get("selected", [])]
+    if selected != [item["id"] for item in items]:
+        return None
+    event: Mapping[str, Any] = items[0]["dp_event"]
+    return event if event["kind"] == "repeat_and_select" else None
+
+
+def _beside(data: Mapping[str, Any]) -> list[str]:
+    """What the figure covers besides the stated models, in words; [] where it is nothing."""
+    accounting = data["accounting"]
+    items = [item for item in accounting["entries"] if item["kind"] == "tuning"]
+    selected = {item["covered_by"] for item in accounting.get("selected", [])}
+    words = []
+    for item in items:
+        event = item["dp_event"]
+        if event["kind"] == "repeat_and_select":
+            other = "every other run" if item["id"] in selected else "every run"
+            words.append(
+                f"{other} of the private selection (a random, secret number of runs, {event['mean']:g} on "
+                "average, of which nothing but the best is shown)"
+            )
+        elif event["kind"] == "renyi_filter":
+            other = "every other run" if item["id"] in selected else "every run"
+            words.append(
+                f"{other} inside the Renyi filter (order {number(event['order'])}, total "
+                f"{number(event['rdp'])}) that was fixed before the first of them"
+            )
+    words = list(dict.fromkeys(words))
+    hidden = ("repeat_and_select", "renyi_filter")
+    tried = sum(item["count"] for item in items if item["dp_event"]["kind"] not in hidden)
+    if tried:
+        each = "the other training run" if tried == 1 else f"the {tried:,} other training runs"
+        words.insert(0, f"{each} on the same rows that it was compared with")
+    return words
 
 
 def _unit(data: Mapping[str, Any]) -> str:
@@ -129,6 +179,13 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     stage, rows = access["stage"], access.get("rows")
     if stage == "reference_training":
         return "the reference model trained without noise on the same rows, and its metrics"
+    if stage == "reference_tuning":
+        return "runs without noise on the same rows, which chose hyperparameters of this model"
+    if stage == "model_selection":
+        return {
+            "test": "the test rows, which were read exactly for metrics that chose among runs",
+            "declared_test": "the test rows, which were read exactly for metrics that chose among runs",
+        }.get(str(rows), "exact metrics that chose among runs, on rows that may be training rows")
     if stage == "evaluation":
         return {
             "test": "the test rows, which were read exactly for metrics",
@@ -138,7 +195,7 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if access.get("check_id") == "tuning.declared":
         if data["accounting"]["tuning"]["method"] == "not_accounted":
             return "the other runs on these rows that chose the configuration"
-        others = " beyond these runs" if len(data["ledgers"]) > 1 else ""
+        others = " beyond these runs" if len(data["ledgers"]) > 1 or _beside(data) else ""
         return f"how the configuration was chosen{others} (not declared)"
     if stage == "collection":
         return "what was done to the log before it was read (not declared)"

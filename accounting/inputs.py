@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpads.accounting import events
+from dpads.accounting import compared, events
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.relation import Relation
@@ -143,9 +143,25 @@ class StatementInputs:
         return scheme.event(self.noise_multiplier, self.planned_iterations)
 
     @property
+    def opened(self) -> list[LedgerEntry]:
+        """The entries that this run's training is on the ledger with: one, where all is well."""
+        return [e for e in self.ledger if e.kind in ("training", "selected_training")]
+
+    @property
     def covered_event(self) -> events.EventTree:
-        """The events of the ledger's training entries."""
-        return events.composed([e.dp_event for e in self.entries("training") if e.dp_event])
+        """The events of these entries; that of a selected run is covered by an entry before it."""
+        found = (entry.dp_event or entry.announced_event for entry in self.opened)
+        return events.composed([event for event in found if event is not None])
+
+    @property
+    def selected(self) -> LedgerEntry | None:
+        """The entry of this run where it was selected among others; None where it was not."""
+        return next(iter(self.entries("selected_training")), None)
+
+    @property
+    def covering(self) -> LedgerEntry | None:
+        """The tuning entry that covers the selected run; None where none before it does."""
+        return compared.covering(self.ledger, self.relation)
 
     def entries(self, kind: str) -> list[LedgerEntry]:
         """The ledger's entries of one kind."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dpads.accounting import accountant, events
+from dpads.accounting.compared import is_selection
 from dpads.accounting.facts import ASKED_FOR
 from dpads.accounting.group import refusal_of
 from dpads.accounting.inputs import StatementInputs
@@ -63,6 +64,7 @@ class JointRuns:
             self._check_comparable(index, run)
             for before in range(index):
                 self._check_another(before, index)
+                self._check_selections(before, index)
         self._check_sizes()
 
     @property
@@ -79,6 +81,21 @@ class JointRuns:
     def is_joint(self) -> bool:
         """Whether there are several runs."""
         return len(self.runs) > 1
+
+    @property
+    def compared(self) -> list[Covered]:
+        """The tuning entries that the figures count."""
+        return [item for item in self.entries if item.entry.kind == "tuning"]
+
+    @property
+    def counts_others(self) -> bool:
+        """Whether the figures count more than one training run."""
+        return self.is_joint or bool(self.compared)
+
+    @property
+    def hides_runs(self) -> bool:
+        """Whether the figures count runs of which nothing may ever be shown."""
+        return any(is_selection(item.entry) for item in self.compared)
 
     @property
     def unit(self) -> str:
@@ -136,6 +153,12 @@ class JointRuns:
                 else:
                     found.append(Covered(f"E{len(found) + 1}", place, entry, 1))
         return found
+
+    def covering_id(self, place: int) -> str | None:
+        """The name of the entry that covers a selected run; None where it has none, or was not."""
+        covering = self.runs[place].covering
+        same = (i.id for i in self.entries if (i.run, i.entry) == (place, covering))
+        return None if covering is None else next(same, None)
 
     @cached_property
     def event(self) -> events.EventTree:
@@ -201,6 +224,20 @@ class JointRuns:
                 f"others than those of {self.name(0)}: another store, even of the same logs, or another "
                 "split_seed. Prepare the logs once (dpads prepare) and train every run from that store; of "
                 "these, state each alone, and name the others under [statement] tuning."
+            )
+
+    def _check_selections(self, before: int, index: int) -> None:
+        """Refuses two runs of one private selection, which shows one."""
+        one, other = self.runs[before].covering, self.runs[index].covering
+        if one is None or other is None or not (is_selection(one) and is_selection(other)):
+            return
+        names = (one.details.get("selection"), other.details.get("selection"))
+        if names[0] == names[1] or None in names:
+            raise ConfigError(
+                f"Expected at most one run of a private selection, but {self.name(before)} and "
+                f"{self.name(index)} come from one, or nothing says that they do not: its guarantee is that "
+                "nothing but its best run is ever shown. State that run alone, or with runs that are "
+                "not of the selection."
             )
 
     def _check_sizes(self) -> None:

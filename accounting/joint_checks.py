@@ -12,6 +12,7 @@ from dpads.accounting.declarations import declaration_checks, person
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.figures import contradicts, truncation_cost
 from dpads.accounting.joint import JointRuns
+from dpads.accounting.tuning_checks import tuning_checks
 from dpads.accounting.wording import listed, number
 
 # From what leaves a claim standing to what takes it away.
@@ -37,7 +38,7 @@ def checks_of(runs: JointRuns) -> list[Check]:
     """
     per_run: dict[str, list[tuple[int, Check]]] = {}
     for place, run in enumerate(runs.runs):
-        for check in (*mechanism_checks(run), *declaration_checks(run)):
+        for check in (*mechanism_checks(run), *declaration_checks(run), *tuning_checks(run)):
             per_run.setdefault(check.id, []).append((place, check))
     merged = [_merged(runs, found) for found in per_run.values()]
     if any(check.id == "sampling.truncation_in_event" for check in merged):
@@ -110,8 +111,8 @@ def _tuning(runs: JointRuns) -> Check:
     """Nothing outside the figure chose the configuration."""
     said = tuning_of(runs)
     results = {None: Result.UNKNOWN, "not_accounted": Result.VIOLATED}
-    others = "but those of this statement " if runs.is_joint else ""
-    whose = "these runs'" if runs.is_joint else "this run's"
+    others = "but those of this statement " if runs.counts_others else ""
+    whose = "these runs'" if runs.counts_others else "this run's"
     facts = sorted({f"statement.tuning = {run.human.tuning}" for run in runs.runs})
     bases = [person(run) for run in runs.runs]
     return Check(

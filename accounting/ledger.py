@@ -32,6 +32,7 @@ KINDS: Mapping[str, str] = {
     "selection": "a private choice of rows, columns or thresholds",
     "recalibration": "a calibration layer fitted on private rows",
     "tuning": "runs on the same rows whose results were compared",
+    "selected_training": "the training run that a tuning entry before it covers",
     "evaluation": "exact metrics on private rows",
     "reference": "a model trained without noise on private rows",
     "unplanned_read": "a read of the model during training that no schedule fixed in advance",
@@ -51,10 +52,13 @@ TREATMENTS: Mapping[str, str] = {
 }
 """How an access relates to the guarantee."""
 
-# These only say more about a training entry, whose event covers them.
-_WITHOUT_EVENT = frozenset({"training_finished", "unplanned_read"})
+# These only say more about an entry before them, whose event covers them.
+_WITHOUT_EVENT = frozenset({"training_finished", "unplanned_read", "selected_training"})
 _NEVER_COVERED = frozenset({"evaluation", "reference"})
-_OF_TRAINING = frozenset({"training", "training_finished", "unplanned_read", "reference"})
+_OUTSIDE = ("not_covered", "not_released", "public_data_only")
+_OF_TRAINING = frozenset(
+    {"training", "training_finished", "unplanned_read", "reference", "selected_training"}
+)
 _FIRST = "0" * 64
 _LINE_KEYS = {"entry", "index", "previous", "sha256"}
 
@@ -70,7 +74,10 @@ class LedgerEntry:
             the configuration calls test rows; "train_and_test"; or "none".
         treatment: One of `TREATMENTS`.
         dp_event: The event of what is covered; None of what is not.
-        details: Further plain data, such as {"executed": 347, "replayed": 0}.
+        details: Further plain data, such as {"executed": 347, "replayed": 0}. Of the kind
+            "selected_training" its "dp_event" is that of the run, which a tuning entry before it
+            has to cover. "chose_configuration": True on an evaluation or a reference says that its
+            result chose columns or hyperparameters of this model.
 
     Raises:
         InputError: An unknown word, a covered access without an event, or an event on an access
@@ -90,21 +97,26 @@ class LedgerEntry:
         _known("treatment", self.treatment, TREATMENTS)
         if not str(self.description).strip():
             raise InputError("Expected a ledger entry to have a description, got none.")
+        details: object = self.details
+        if not isinstance(details, Mapping):
+            raise InputError("Expected the details of a ledger entry to be an object.")
         covered = self.treatment == "covered_by_accounting"
-        if self.kind in _NEVER_COVERED and self.treatment not in ("not_covered", "not_released"):
+        if self.kind in _NEVER_COVERED and self.treatment not in _OUTSIDE:
             raise InputError(
                 f'Expected a ledger entry of kind "{self.kind}" to be "not_covered" or '
-                f'"not_released", got "{self.treatment}": it reads private rows and adds no noise.'
+                f'"not_released", or "public_data_only", got "{self.treatment}": it adds no noise.'
             )
-        if self.kind in _OF_TRAINING and self.rows != "train":
+        on_public_rows = (self.kind, self.treatment) == ("reference", "public_data_only")
+        on_other_rows = on_public_rows and self.rows == "none"
+        if self.kind in _OF_TRAINING and self.rows != "train" and not on_other_rows:
             raise InputError(
                 f'Expected a ledger entry of kind "{self.kind}" to be of rows "train", got "{self.rows}".'
             )
         if self.kind in _WITHOUT_EVENT:
             if self.dp_event is not None:
                 raise InputError(
-                    f'Expected no dp_event on a ledger entry of kind "{self.kind}": the training '
-                    "entry before it holds the event."
+                    f'Expected no dp_event on a ledger entry of kind "{self.kind}": an entry '
+                    "before it holds the event."
                 )
         elif covered != (self.dp_event is not None):
             raise InputError(
@@ -114,6 +126,23 @@ class LedgerEntry:
             )
         if self.dp_event is not None:
             to_dp_event(self.dp_event)
+        if self.kind == "selected_training":
+            if not covered:
+                raise InputError(
+                    'Expected a ledger entry of kind "selected_training" to be '
+                    f'"covered_by_accounting", got "{self.treatment}".'
+                )
+            to_dp_event(self.details.get("dp_event"))
+
+    @property
+    def announced_event(self) -> EventTree | None:
+        """The event of a selected run, which another entry covers; None of any other entry."""
+        return self.details["dp_event"] if self.kind == "selected_training" else None
+
+    @property
+    def chose_configuration(self) -> bool:
+        """Whether the result of this exact look chose columns or hyperparameters of the model."""
+        return self.details.get("chose_configuration") is True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

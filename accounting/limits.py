@@ -8,6 +8,9 @@ from typing import Any
 from dpads.accounting.headline import no_guarantee_for_users
 from dpads.accounting.wording import rows_words
 
+# How runs that were compared are inside the figure.
+_COUNTED = ("composition", "repeat_and_select", "renyi_filter")
+
 _ALWAYS = (
     (
         "The noise is a float32 Gaussian; the guarantee is that of real numbers. Attacks on the bits "
@@ -98,7 +101,7 @@ def _of_accesses(data: Mapping[str, Any]) -> list[str]:
         if access["treatment"] == "not_covered"
     }
     items = []
-    if "evaluation" in stages:
+    if stages & {"evaluation", "model_selection"}:
         items.append(
             "Exact metrics are functions of the rows they were computed on, which have no guarantee "
             "against whoever sees these metrics."
@@ -108,12 +111,29 @@ def _of_accesses(data: Mapping[str, Any]) -> list[str]:
             "The reference model and its metrics carry no guarantee: whoever sees them learns about "
             "the training rows."
         )
-    joint = len(data["ledgers"]) > 1
+    if "reference_tuning" in stages:
+        items.append(
+            "Hyperparameters that runs without noise chose are functions of the training rows. Nothing "
+            "bounds what they tell; that it is next to nothing is what the claim rests on."
+        )
+    tuning = data["accounting"]["tuning"]["method"]
+    if tuning == "repeat_and_select":
+        items.append(
+            "How many runs a private selection made is secret, and so is everything but its best run. "
+            "Whoever watches the machine, or how long it takes, learns about the number of runs, and "
+            "has no guarantee."
+        )
+    if tuning == "composition" and len(data["ledgers"]) == 1:
+        items.append(
+            "Runs that were compared compose because one sweep fixed them in advance. A run that is "
+            "planned after a look at their results adds to what is stated here."
+        )
+    joint = len(data["ledgers"]) > 1 or tuning in _COUNTED
     if "hyperparameter_tuning" in stages:
         items.append(
             "Other runs and looks at these rows are outside the figure: it is "
             + (
-                f"that of these {len(data['ledgers'])} runs together."
+                "that of these runs together."
                 if joint
                 else "one run's, with its configuration taken as given."
             )

@@ -44,6 +44,10 @@ _LANES = (
 # Words of the schema that do not read well with spaces for underscores.
 _WORDS: Mapping[str, str] = {
     "add_or_remove_one": "add or remove one",
+    "all_noisy_gradients_and_checkpoints_of_the_runs_that_are_shown": (
+        "of the runs that are shown all noisy gradients, and checkpoints whose rows were brought up to "
+        "date; of the others nothing"
+    ),
     "all_noisy_gradients_and_checkpoints_brought_up_to_date": (
         "all noisy gradients, and checkpoints whose rows were brought up to date"
     ),
@@ -136,6 +140,7 @@ def to_html(data: Mapping[str, Any]) -> str:
         treatment_words={**TREATMENTS, **(rendering.NOTHING_STATED if is_none else {})},
         claim_words=CLAIM_WORDS[data["claim_level"]],
         names=listed(list(dict.fromkeys(subject["model_name"] for subject in subjects))),
+        score_rows=rendering.score_rows_words,
         tuning_words=rendering.tuning_words(data["accounting"]["tuning"]),
         bound_words=rendering.bound_words(
             data["definition"]["unit_of_privacy"]["contribution_bound"]

@@ -63,9 +63,9 @@ SECTIONS: Mapping[str, str] = {
 _OF_SOME_RUNS = frozenset(
     {
         "adjacency.n_public", "features.nothing_fitted", "initialisation.data_independent",
-        "calibration.accounted", "reference.kept_inside", "evaluation.kept_inside",
-        "evaluation.test_rows_apart",
-        "tuning.declared",
+        "calibration.accounted", "reference.kept_inside", "reference.chose_configuration",
+        "evaluation.kept_inside", "evaluation.chose_configuration", "evaluation.test_rows_apart",
+        "public_rows.are_public", "tuning.declared",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -76,6 +76,9 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "initialisation.data_independent": frozenset({str(Basis.ENFORCED)}),
     "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
     "reference.kept_inside": _PEOPLE,
+    "reference.chose_configuration": _PEOPLE,
+    "evaluation.chose_configuration": _PEOPLE,
+    "public_rows.are_public": _PEOPLE,
     "evaluation.kept_inside": _PEOPLE,
     "evaluation.test_rows_apart": _PEOPLE,
     "tuning.declared": frozenset(map(str, Basis)),  # it never bears the claim

@@ -45,6 +45,8 @@ _TUNING_WORDS: Mapping[str, str] = {
     "public_proxy": "the configuration was chosen on public or synthetic data",
     "not_accounted": "other runs on these rows chose the configuration and are outside the figure",
     "composition": "all runs on the ledgers are composed, so each of them may be looked at",
+    "renyi_filter": "everything inside a Renyi filter is counted, so each run inside may be looked at and "
+    "may have shaped later ones",
     "repeat_and_select": "the best of a random, secret number of runs, the others never shown",
 }
 
@@ -78,7 +80,9 @@ def to_markdown(data: Mapping[str, Any]) -> str:
         stated=[g for g in data["guarantees"] if g["notion"] in _VALUES],
         profile=_profile(data["guarantees"]),
         curve=_curve(data["guarantees"]),
-        covered=PROTECTED,
+        covered=_covered(data),
+        hides=hides_runs(data),
+        score_rows=score_rows_words,
         is_none=is_none,
     )
 
@@ -183,11 +187,36 @@ def tuning_words(tuning: Mapping[str, Any]) -> str:
     words = _TUNING_WORDS[tuning["method"]]
     if tuning["method"] == "composition":
         return f"{words} ({tuning['runs']} runs)"
+    if tuning["method"] == "renyi_filter":
+        return f"{words} (order {number(tuning['order'])}, total {number(tuning['rdp'])})"
     if tuning["method"] == "repeat_and_select":
         law = str(tuning["run_count_distribution"]).replace("_", " ")
         shape = f", shape {number(tuning['shape'])}" if "shape" in tuning else ""
         return f"{words} ({law}, mean {number(tuning['mean'])}{shape})"
     return words
+
+
+def score_rows_words(rows: str) -> str:
+    """What a private selection computed its score from."""
+    return {
+        "training_units_set_aside": "training units that no run trains on",
+        "none": "the run's noisy outputs alone",
+    }.get(rows, rows)
+
+
+def _covered(data: Mapping[str, Any]) -> str:
+    """What the guarantee covers, in the words of the output of the mechanism."""
+    words = str(data["definition"]["mechanism_output"]["formally_protected"])
+    covered = words.partition("; not the checkpoints ")[0]
+    count = len(data["ledgers"])
+    if count > 1 and not hides_runs(data):
+        covered = f"{PROTECTED} of each of the {count} runs, together"
+    return covered
+
+
+def hides_runs(data: Mapping[str, Any]) -> bool:
+    """Whether the figures count runs of which nothing may ever be shown."""
+    return str(data["dp_setting"]["adversary_view"]).endswith("_of_the_runs_that_are_shown")
 
 
 def _broken(bearing: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dpads.accounting.events import SENSITIVITY_SLACK
 from dpads.accounting.facts import TUNING, HumanFacts
+from dpads.accounting.figures import FACTS
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
@@ -32,10 +33,15 @@ _KINDS: Mapping[str, str] = {
     "hyperparameter_tuning": "tuning",
     "evaluation": "evaluation",
     "reference_training": "reference",
+    "reference_tuning": "reference",
+    "model_selection": "evaluation",
     "monitoring_and_logs": "unplanned_read",
     "filtering_or_downsampling": "upstream",
 }
 """The ledger's kind of each stage that an entry can have."""
+
+_CHOSE = frozenset({"reference_tuning", "model_selection"})
+"""The stages of exact looks that chose columns or hyperparameters of the model."""
 
 _TIMES = re.compile(r"(.*) \(([1-9][0-9]{0,8}) times\)", re.DOTALL)
 _SUBJECT = ("model_version", "intended_use", "publisher", "contact", "region")
@@ -272,6 +278,8 @@ class _Filling:
         self._data = data
         self._sizes = sizes
         self._left = {item["id"]: item for item in data["accounting"]["entries"]}
+        self._tuning = {i["id"] for i in self._left.values() if i["kind"] == "tuning"}
+        self._selected = list(data["accounting"].get("selected", []))
         self._pending = Counter[int]()
         for item in self._left.values():
             self._pending[item["run"]] += item["count"]
@@ -285,6 +293,10 @@ class _Filling:
             if "rows" not in row:  # no access of a ledger
                 continue
             path = f"definition/data_accesses/{number}"
+            if self._is_selected(row):
+                current, entry = self._selected_run(row, path)
+                self._ledgers[current].append(entry)
+                continue
             if "dp_event" in row:
                 item = self._item(row, path)
                 current = item["run"]
@@ -300,6 +312,8 @@ class _Filling:
         if self._left:
             name = next(iter(self._left))
             raise VerificationError(f'accounting/entries: no use of the data names "{name}".')
+        if self._selected:
+            raise VerificationError("accounting/selected: no use of the data is one of them.")
         self._put_again(again)
         listed = sum(len(ledger) for ledger in self._ledgers)
         if sum(self._sizes) > listed + len(self._sizes):
@@ -310,6 +324,23 @@ class _Filling:
         for place, size in enumerate(self._sizes):
             self._fill_up(place, size)
         return self._ledgers
+
+    def _is_selected(self, row: Mapping[str, Any]) -> bool:
+        """Whether a use is a run that another entry covers."""
+        if row["stage"] != "training" or row["treatment"] != "covered_by_accounting":
+            return False
+        return row.get("dp_event") is None or row["dp_event"] in self._tuning
+
+    def _selected_run(self, row: Mapping[str, Any], path: str) -> tuple[int, LedgerEntry]:
+        """A selected run's place, and its entry."""
+        if not self._selected or self._selected[0]["run"] >= len(self._sizes):
+            raise VerificationError(f"{path}: accounting/selected does not have this run.")
+        item = self._selected.pop(0)
+        text, place = str(row["description"]), int(item["run"])
+        if len(self._sizes) > 1:
+            text = text.removesuffix(f", {run_name(self._data, place)}")
+        details = {"dp_event": item["dp_event"]}
+        return place, _entry(row, path, text, None, details, kind="selected_training")
 
     def _room(self, place: int) -> int:
         """How many entries a ledger can still take, covered ones to come apart."""
@@ -361,13 +392,15 @@ class _Filling:
             text = text.removesuffix(f", {run_name(self._data, place)}")
         if _KINDS.get(row["stage"]) != item["kind"]:
             raise VerificationError(f'{path}/stage: its entry is of the kind "{item["kind"]}".')
-        return _entry(row, path, text, item["dp_event"], {"id": item["id"]})
+        facts = {key: item[key] for key in FACTS if key in item}
+        return _entry(row, path, text, item["dp_event"], {"id": item["id"], **facts})
 
     def _uncovered(self, row: Mapping[str, Any], path: str) -> tuple[LedgerEntry, int]:
         """An entry without an event, and how often it is there."""
         times = _TIMES.fullmatch(row["description"])
         text, count = (times[1], int(times[2])) if times else (row["description"], 1)
-        return _entry(row, path, text, None, {}), count
+        details = {"chose_configuration": True} if row["stage"] in _CHOSE else {}
+        return _entry(row, path, text, None, details), count
 
 
 def _entry(
@@ -376,9 +409,11 @@ def _entry(
     text: str,
     event: dict[str, Any] | None,
     details: Mapping[str, Any],
+    *,
+    kind: str | None = None,
 ) -> LedgerEntry:
-    """An entry of a ledger."""
-    kind = _KINDS.get(row["stage"])
+    """An entry of a ledger; its kind follows from the stage, but for a selected run's."""
+    kind = _KINDS.get(row["stage"]) if kind is None else kind
     if kind is None:
         raise VerificationError(f"{path}/stage: no entry of a ledger has it.")
     try:

@@ -40,12 +40,17 @@ EVERYTHING = {
 }
 
 
+_COVERED = {"rows": "train", "treatment": "covered_by_accounting"}
+
+
 def run_inputs(
     privacy: dict[str, Any] | None = None,
     *,
     human: dict[str, str] | None = None,
     reference: bool = False,
     evaluated_on: tuple[str, ...] = ("test",),
+    before: tuple[dict[str, Any], ...] = (),
+    selected: bool = False,
     extra: tuple[dict[str, Any], ...] = (),
     **changes: Any,
 ) -> StatementInputs:
@@ -53,6 +58,8 @@ def run_inputs(
         PrivacySpec(**(privacy or PUBLIC)), expected_batch_size=1024, epochs=5, store_units=71_000
     )
     ledger = Ledger()
+    for entry in before:
+        ledger.append(**{**_COVERED, **entry})
     if reference:
         ledger.append(
             kind="reference",
@@ -61,11 +68,12 @@ def run_inputs(
             treatment="not_covered",
         )
     ledger.append(
-        kind="training",
+        kind="selected_training" if selected else "training",
         description=f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables",
         rows="train",
         treatment="covered_by_accounting" if plan.is_private else "not_covered",
-        dp_event=plan.event() if plan.is_private else None,
+        dp_event=plan.event() if plan.is_private and not selected else None,
+        details={"dp_event": plan.event()} if selected else {},
     )
     ledger.append(
         kind="training_finished",
@@ -74,7 +82,7 @@ def run_inputs(
         treatment="covered_by_accounting",
     )
     for entry in extra:
-        ledger.append(**{"rows": "train", "treatment": "covered_by_accounting", **entry})
+        ledger.append(**{**_COVERED, **entry})
     for rows in evaluated_on:
         ledger.append(
             kind="evaluation",
@@ -120,10 +128,54 @@ NOISY_COUNT = {
     "description": "A noisy count of clicks, for the bias",
     "dp_event": events.gaussian(100.0),
 }
+SCORED = events.gaussian(20.0)
 SELECTION = {
     "kind": "tuning",
     "description": "The best of a secret number of runs",
-    "dp_event": events.repeat_and_select(events.dp_sgd(4.0, 0.01, 100), mean=5.0, shape=0.5),
+    "dp_event": events.repeat_and_select(
+        events.worst_of([events.dp_sgd(4.0, 0.01, 100), SCORED]), mean=5.0, shape=0.5
+    ),
+    "details": {
+        "selection": "5e" * 16,
+        "score": {
+            "measure": "log_loss",
+            "rows": "training_units_set_aside",
+            "dp_event": SCORED,
+        },
+    },
+}
+FIXED_NOISE = {"noise_multiplier": 2.0, "delta": 1e-8, "dataset_size": 71_000}
+OWN = resolve(
+    PrivacySpec(**FIXED_NOISE), expected_batch_size=1024, epochs=5, store_units=71_000
+).event()
+ANOTHER = {
+    "kind": "tuning",
+    "description": "Another trial of the sweep was trained",
+    "dp_event": OWN,
+    "details": {"sweep": "a7" * 32},
+}
+CANDIDATES = events.worst_of([events.dp_sgd(1.5, 0.005, 1000), OWN, SCORED])
+TUNED = {
+    **SELECTION,
+    "dp_event": events.repeat_and_select(CANDIDATES, mean=10.0, shape="poisson"),
+}
+FILTER = {
+    "kind": "tuning",
+    "description": "A Renyi filter for every run of the recipe",
+    "dp_event": events.renyi_filter(order=12.0, rdp=1.5),
+}
+CHOSEN_BY_TESTS = {
+    "kind": "evaluation",
+    "description": "Exact metrics of all trials on test rows: this model was chosen by auc_loss",
+    "rows": "test",
+    "treatment": "not_covered",
+    "details": {"chose_configuration": True},
+}
+NOISE_FREE_STAGE = {
+    "kind": "reference",
+    "description": "Runs without noise chose the clip norm",
+    "treatment": "not_covered",
+    "details": {"chose_configuration": True},
 }
 USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
 RUNS: dict[str, dict[str, Any]] = {
@@ -180,6 +232,38 @@ RUNS: dict[str, dict[str, Any]] = {
         "privacy": {"noise_multiplier": 2.0, "dataset_size": 71_000},
         "extra": (SELECTION,),
     },
+    "chosen from a sweep": {
+        "privacy": FIXED_NOISE,
+        "extra": (
+            ANOTHER,
+            ANOTHER,
+            {**ANOTHER, "dp_event": events.dp_sgd(2.5, 0.01, 300)},
+            CHOSEN_BY_TESTS,
+        ),
+        "evaluated_on": (),
+    },
+    "chosen from a sweep with a reference": {
+        "privacy": FIXED_NOISE,
+        "reference": True,
+        "extra": (
+            {**ANOTHER, "rows": "train_and_test", "details": {}},
+            {**CHOSEN_BY_TESTS, "rows": "train_and_test"},
+        ),
+        "human": {"tuning": "none", "asserted_by": "Ada"},
+    },
+    "selected privately": {"privacy": FIXED_NOISE, "before": (TUNED,), "selected": True},
+    "recipe": {
+        "privacy": FIXED_NOISE,
+        "before": (FILTER, NOISE_FREE_STAGE, CHOSEN_BY_TESTS),
+        "selected": True,
+    },
+    "recipe on public rows": {
+        "privacy": FIXED_NOISE,
+        "before": (FILTER, {**NOISE_FREE_STAGE, "rows": "none", "treatment": "public_data_only"}),
+        "selected": True,
+        "evaluated_on": (),
+        "human": EVERYTHING,
+    },
     "weighted": {"schema": {"user": "uid", "weight": "w"}},
     "tuned": {"human": {"tuning": "not_accounted", "asserted_by": "Ada"}},
     "counts": {"task": "count", "table_noise": "dense"},
@@ -190,6 +274,14 @@ JOINT: dict[str, list[dict[str, Any]]] = {
     "two of users": [RUNS["user unit"], RUNS["user unit"]],
     "two capped": [RUNS["capped"], RUNS["capped"]],
     "two, one seeded": [{}, RUNS["fixed seed"]],
+    "one of them selected": [
+        {"run": "a"},
+        {"run": "b", "privacy": FIXED_NOISE, "before": (TUNED,), "selected": True},
+    ],
+    "two of a recipe": [
+        {"privacy": FIXED_NOISE, "before": (FILTER, NOISE_FREE_STAGE), "selected": True},
+        {"privacy": FIXED_NOISE, "before": (FILTER,), "selected": True, "reference": True},
+    ],
     "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
 }
 STATEMENTS = (*RUNS, *JOINT)

@@ -251,8 +251,41 @@ def test_a_number_beyond_floats_is_refused_in_an_event() -> None:
         {"kind": "evaluation", "rows": "test", "treatment": "declared_public"},
         {"kind": "reference", "rows": "test", "treatment": "not_covered"},
         {"kind": "training_finished", "rows": "none", "treatment": "covered_by_accounting"},
+        {"kind": "reference", "rows": "none", "treatment": "not_covered"},
+        {"kind": "training", "rows": "none", "treatment": "public_data_only"},
+        {"kind": "selected_training", "rows": "test", "treatment": "covered_by_accounting"},
+        {"kind": "selected_training", "rows": "train", "treatment": "not_covered"},
     ],
 )
 def test_entries_that_contradict_themselves_are_refused(changed: dict[str, Any]) -> None:
+    details = {"dp_event": RUN}
     with pytest.raises(InputError, match="Expected a ledger entry of kind"):
-        LedgerEntry(description="x", **changed)
+        LedgerEntry(**{"description": "x", "details": details, **changed})
+
+
+def test_looks_at_public_rows_are_public() -> None:
+    for kind, rows in [("reference", "train"), ("reference", "none"), ("evaluation", "test")]:
+        entry = LedgerEntry(
+            kind=kind, description="x", rows=rows, treatment="public_data_only", details={}
+        )
+        assert not entry.chose_configuration
+
+
+def test_a_selected_run_announces_its_event_and_charges_nothing() -> None:
+    fields: dict[str, Any] = {
+        "kind": "selected_training",
+        "description": "the best of some runs",
+        "rows": "train",
+        "treatment": "covered_by_accounting",
+    }
+    ledger = Ledger()
+    entry = ledger.append(**fields, details={"dp_event": RUN})
+    assert entry.announced_event == RUN
+    assert ledger.joint_event() == events.NO_OP
+    for details in ({}, {"dp_event": None}, {"dp_event": {"kind": "gaussian"}}):
+        with pytest.raises(InputError, match=r"event"):
+            ledger.append(**fields, details=details)
+    with pytest.raises(InputError, match="no dp_event"):
+        ledger.append(**fields, dp_event=RUN, details={"dp_event": RUN})
+    with pytest.raises(InputError, match="details"):
+        LedgerEntry(**fields, details=[("dp_event", RUN)])  # type: ignore[arg-type]

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 from statement_runs import (
+    ANOTHER,
     AUDIT,
     EVERYTHING,
+    FILTER,
+    FIXED_NOISE,
     NOISY_COUNT,
     PUBLIC,
     STATEMENTS,
     STORE_COUNT,
+    TUNED,
     USERS,
     another,
     run_inputs,
@@ -29,6 +33,7 @@ from dpads.accounting.statement import GuaranteeStatement, joint_statement, make
 TRUNCATED = {**PUBLIC, "sampler": "truncated_poisson"}
 FIXED = {**PUBLIC, "sampler": "fixed_order"}
 CAPPED = {**PUBLIC, "max_examples_per_unit": 2}
+PUBLIC_ROWS = {"rows": "none", "treatment": "public_data_only", "description": "A public log"}
 EXACT = {"rows": "train", "treatment": "not_covered", "description": "An exact look"}
 CALIBRATION = {**NOISY_COUNT, "kind": "recalibration"}
 
@@ -76,6 +81,19 @@ def announcing(event: events.EventTree) -> Change:
     return change
 
 
+def covering(**items: Any) -> Change:
+    """The entry that covers the selected run is another."""
+
+    def change(before: StatementInputs) -> StatementInputs:
+        entries = (replace(e, **items) if e.kind == "tuning" else e for e in before.ledger)
+        return replace(before, ledger=tuple(entries))
+
+    return change
+
+
+SELECTED = {"privacy": FIXED_NOISE, "before": (TUNED,), "selected": True}
+CHOSEN = {**EXACT, "details": {"chose_configuration": True}}
+
 # A run that a check holds in, and a change of it after which it does not.
 PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "sampling.matches_accounting": ({}, announcing(events.dp_sgd(9.0, 0.01, 10))),
@@ -109,6 +127,12 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "initialisation.data_independent": ({}, ledger("dp_count")),
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
     "ledger.complete": ({}, run(reference_trained=True)),
+    "tuning.drawn_once": (SELECTED, covering(details={"score": TUNED["details"]["score"]})),
+    "tuning.score_inside": (SELECTED, covering(details={"selection": "5e" * 16})),
+    "tuning.filter_kept": (
+        {**SELECTED, "before": (FILTER,)},
+        covering(dp_event=events.renyi_filter(order=12.0, rdp=1e-3)),
+    ),
     "accountant.upper_bound": ({}, announcing(events.dp_sgd(2.0**-12, 0.01, 10))),
     "audit.no_contradiction": (
         {"audits": (AUDIT,)},
@@ -127,6 +151,10 @@ PEOPLE = {
     "reference.kept_inside": {"reference": True},
     "evaluation.kept_inside": {"evaluated_on": ("train_and_test",)},
     "evaluation.test_rows_apart": {"evaluated_on": ("declared_test",)},
+    "reference.chose_configuration": {"extra": ({**CHOSEN, "kind": "reference"},)},
+    "evaluation.chose_configuration": {"extra": ({**CHOSEN, "kind": "evaluation"},)},
+    "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
+    "tuning.fixed_in_advance": {"extra": ({**ANOTHER, "details": {}},)},
 }
 """Only people answer for these: their presence alone makes a claim conditional."""
 

@@ -87,12 +87,20 @@ def test_only_checkpoints_whose_rows_were_brought_up_to_date_are_covered(name: s
         "model"
     )
     assert "all its checkpoints" not in page
-    assert f"The adversary may see {covered}." in page
-    assert (f"Covered: {covered}." in page) == bool(statement.data["guarantees"])
+    hides = statement.data["accounting"]["tuning"]["method"] == "repeat_and_select"
+    counted = statement.data["accounting"]["tuning"]["method"] in ("composition", "renyi_filter")
+    whose = " of each run that is stated here" if hides else " of each run" if counted else ""
+    ends = ", with a private selection's best score; of its other runs nothing" if hides else ""
+    seen = " of the runs that are stated here; of the other runs of a private selection nothing"
+    assert f"The adversary may see {covered}{seen if hides else ''}." in page
+    assert (f"Covered: {covered}{whose}{ends}" in page) == bool(statement.data["guarantees"])
     protected = statement.data["definition"]["mechanism_output"]["formally_protected"]
-    assert protected.startswith(f"{covered}; not the checkpoints that an interrupted run goes on")
+    assert protected.startswith(f"{covered}{whose}{ends}")
+    assert "; not the checkpoints that an interrupted run goes on" in protected
     view = statement.data["dp_setting"]["adversary_view"]
-    assert view == "all_noisy_gradients_and_checkpoints_brought_up_to_date"
+    assert view == "all_noisy_gradients_and_checkpoints_" + (
+        "of_the_runs_that_are_shown" if hides else "brought_up_to_date"
+    )
 
 
 def test_what_people_did_not_supply_is_printed_as_missing() -> None:

@@ -1,0 +1,89 @@
+"""What must hold of the runs that a configuration, or the model itself, was chosen among, as checks."""
+
+from __future__ import annotations
+
+from dpads.accounting.checks import Basis, Check, Result
+from dpads.accounting.compared import is_filter, is_selection, score_is_inside
+from dpads.accounting.declarations import person
+from dpads.accounting.evidence import Evidence
+from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.ledger import LedgerEntry
+
+
+def tuning_checks(inputs: StatementInputs) -> list[Check]:
+    """The assumptions of the tuning entries that are counted."""
+    counted = [entry for entry in inputs.entries("tuning") if entry.dp_event is not None]
+    selections = [entry for entry in counted if is_selection(entry)]
+    filters = [entry for entry in counted if is_filter(entry)]
+    plain = [entry for entry in counted if entry not in selections and entry not in filters]
+    return [
+        *(_fixed_in_advance(inputs, plain) if plain else []),
+        *(_selected(selections) if selections else []),
+        *(_filtered(inputs) if filters else []),
+    ]
+
+
+def _fixed_in_advance(inputs: StatementInputs, plain: list[LedgerEntry]) -> list[Check]:
+    """Events add up only where they do not depend on one another's results."""
+    sweeps = [entry.details.get("sweep") for entry in plain]
+    known = list(dict.fromkeys(sweep for sweep in sweeps if isinstance(sweep, str)))
+    by_code = len(known) == 1 and None not in sweeps
+    return [
+        Check(
+            id="tuning.fixed_in_advance",
+            assumption="The noise, the sampling and the iterations of every run that was compared were "
+            "fixed before the first of them ran, so that their costs add up.",
+            basis=Basis.ENFORCED if by_code else person(inputs),
+            asserted_by=None if by_code else inputs.human.asserted_by,
+            note=None if by_code else "The ledger does not say that one sweep's file fixed all.",
+            evidence=[Evidence("config_hash", "the sweep's file", sweep) for sweep in known],
+        )
+    ]
+
+
+def _selected(selections: list[LedgerEntry]) -> list[Check]:
+    """Only the best of a secret number of runs is ever shown, and its score was paid for."""
+    named = all(isinstance(entry.details.get("selection"), str) for entry in selections)
+    inside = all(score_is_inside(entry) for entry in selections)
+    return [
+        Check(
+            id="tuning.drawn_once",
+            assumption="The number of runs and each run's candidate were drawn once, from the stated "
+            "law and independently from the stated list, before any of them ran. Neither was ever "
+            "shown: not by progress, folders, resumption or failures. A run that failed counts as one "
+            "with the worst score, and of every run but the best nothing is kept or shown.",
+            basis=Basis.ENFORCED if named else Basis.NOT_CHECKED,
+            result=Result.HOLDS if named else Result.UNKNOWN,
+            note="Code cannot rule out a row that makes a run fail where its neighbour would not: rows "
+            "are checked when they are read, before anything is drawn."
+            if named
+            else "The ledger does not name the draw, so nothing says that there was only one.",
+        ),
+        Check(
+            id="tuning.score_inside",
+            assumption="The score that chose was computed inside the budget: with noise whose event is "
+            "among those that bound each run, from training units that a keyed hash sets aside, unit by "
+            "unit, and that no run trains on; or from a run's noisy outputs alone.",
+            basis=Basis.ENFORCED,
+            result=Result.HOLDS if inside else Result.VIOLATED,
+            note=None if inside else "The score that chose is not among what was accounted.",
+        ),
+    ]
+
+
+def _filtered(inputs: StatementInputs) -> list[Check]:
+    """Adaptive runs stay inside a total that was fixed before any of them."""
+    outside = inputs.selected is not None and inputs.covering is None
+    return [
+        Check(
+            id="tuning.filter_kept",
+            assumption="The order and the total of the Renyi filter were on the ledger before anything "
+            "ran inside of it. Every run inside was spent from the total before it began, whatever "
+            "earlier ones had shown, and one that did not fit never ran.",
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if outside else Result.HOLDS,
+            note="The run that was selected does not fit into a filter before it."
+            if outside
+            else None,
+        )
+    ]
