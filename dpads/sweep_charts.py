@@ -87,8 +87,9 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     spec = chart.to_dict()
     folder.mkdir(mode=0o700, exist_ok=True)
     svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
-    write_bytes(svg, vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE).encode())
-    write_bytes(png, vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=2.0))
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
+    write_bytes(svg, drawn.encode())
+    write_bytes(png, vl_convert.svg_to_png(drawn, scale=2.0))
     return [svg, png]
 
 

@@ -18,6 +18,8 @@ from dpads.sweep_rows import SEEDS, Row, SweepRows, unit_words
 
 LEDGER: Final = "ledger.jsonl"
 _NOT_COVERED: Final = "not_covered"
+# What an entry has to say of itself to be composed with others.
+_NEEDED: Final = frozenset({"unit", "relation", "delta"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +104,17 @@ def looked_at(folder: Path, sweep: SweepRows) -> Looks:
         entries = Ledger.load(folder / LEDGER).entries
     except DpadsError as error:
         return Looks(problem=str(error), crosses=_crosses(sweep, ()))
+    composable = [e for e in entries if e.dp_event is not None and _NEEDED <= set(e.details)]
     groups: dict[tuple[Any, ...], list[LedgerEntry]] = {}
-    for entry in entries:
-        if entry.dp_event is not None:
-            details = entry.details
-            key = tuple(details.get(name) for name in ("unit", "relation", "cap"))
-            groups.setdefault(key, []).append(entry)
+    for entry in composable:
+        key = tuple(entry.details.get(name) for name in ("unit", "relation", "cap"))
+        groups.setdefault(key, []).append(entry)
     uncovered = [entry for entry in entries if entry.treatment == _NOT_COVERED]
     kinds = Counter(entry.kind for entry in uncovered)
     others = Counter(e.description for e in uncovered if e.kind not in ("reference", "evaluation"))
-    covered = {e.details.get("trial") for e in entries if e.dp_event is not None}
+    bare = [e for e in entries if e.dp_event is not None and e not in composable]
+    others.update(f"{e.description} (no delta is entered, so no figure includes it)" for e in bare)
+    covered = {entry.details.get("trial") for entry in composable}
     # The ledger may know of fewer noise-free models than there are: the larger number is said.
     noise_free = max(kinds["reference"], len(sweep.noise_free)) if sweep.is_private else 0
     return Looks(

@@ -18,7 +18,10 @@ from dpads.accounting import events
 from dpads.accounting.ledger import Ledger
 
 DELTA = 1e-6
-ATTACK = "\"'><script>window.attacked = 1</script><img src=x onerror=window.attacked=1>{{ 1 }}"
+ATTACK = (
+    "\"'><script>window.attacked = 1</script><img src=x onerror=window.attacked=1>{{ 1 }}"
+    + "w" * 150
+)
 LEARNING_RATE = "training.table_optimizer.learning_rate"
 
 

@@ -148,8 +148,9 @@ def test_what_users_call_things_stays_text(tmp_path: Path, browser: Headless) ->
     page = write_recipe_report(made)
     assert "<script>window.attacked" not in page.read_text()
     assert "<img" not in said(page)
-    open_page(browser, page)
+    open_page(browser, page, width=390)
     assert browser.value("window.attacked") is None
+    assert browser.value("document.documentElement.scrollWidth") <= 390
     assert ATTACK in text_of(browser, "#summary")
 
 

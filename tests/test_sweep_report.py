@@ -275,6 +275,16 @@ def test_no_figure_is_stated_that_the_ledger_does_not_bear(tmp_path: Path) -> No
     assert looks.unlisted == ["0002"]
     assert [joint.models for joint in looks.joint] == [1]
 
+    (made / "ledger.jsonl").write_bytes(b"".join(lines))
+    spent = {"kind": "gaussian", "noise_multiplier": 1.0}
+    Ledger.load(made / "ledger.jsonl").append(
+        kind="dp_count", description="A count", rows="train", treatment="covered_by_accounting",
+        dp_event=spent,
+    )  # fmt: skip
+    looks = looked_at(made, sweep)
+    assert [joint.models for joint in looks.joint] == [2]
+    assert looks.others == [("A count (no delta is entered, so no figure includes it)", 1)]
+
     (made / "ledger.jsonl").write_bytes(b"".join(lines[1:]))
     looks = looked_at(made, sweep)
     assert looks.problem is not None
@@ -303,8 +313,9 @@ def test_what_users_call_things_stays_text(tmp_path: Path, browser: Headless) ->
     page = write_report(made)
     assert "<script>window.attacked" not in page.read_text()
     assert "<img" not in said(page)
-    open_page(browser, page)
+    open_page(browser, page, width=390)
     assert browser.value("window.attacked") is None
+    assert browser.value("document.documentElement.scrollWidth") <= 390
     assert ATTACK in browser.value("document.querySelector('#trial-table').textContent")
     assert browser.value("document.querySelectorAll('img').length") == 0
     # The policy names two scripts; whatever else came into the page would not run.
@@ -320,9 +331,10 @@ def test_the_page_is_right_on_a_phone_and_in_the_dark(
     folder: Path, browser: Headless, width: int, scheme: str
 ) -> None:
     open_page(browser, folder / "report.html", width=width, scheme=scheme)
+    browser.value("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert browser.value("document.documentElement.scrollWidth") <= width
     assert browser.value(
-        "[...document.querySelectorAll('main *')].every(e => e.closest('.scroll') || "
+        "[...document.querySelectorAll('main *')].every(e => e.closest('.scroll table') || "
         f"e.getBoundingClientRect().right <= {width} + .5)"
     )
     # Nothing that a picture draws is cut off by its own frame.
