@@ -1,0 +1,419 @@
+"""The recipe: decisions of its stages, what is on the ledger before they run, and what is spent."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dpads
+from dpads.accounting.events import dp_sgd
+from dpads.accounting.filters import RenyiFilter
+from dpads.accounting.ledger import Ledger
+from dpads.accounting.relation import Relation
+from dpads.config import Config, load_config, parse_config
+from dpads.config_toml import to_toml
+from dpads.errors import BudgetError, CheckpointError, ConfigError, RunError
+from dpads.recipe_budget import FilterFile
+from dpads.recipe_rows import made_up_rows, write_made_up_rows
+from dpads.recipe_stages import (
+    CLIP,
+    TABLE_RATE,
+    TOWER_RATE,
+    Tried,
+    at_edge,
+    largest_in_time,
+    rounds_of,
+    smallest_harmless,
+)
+from dpads.recipes import recipe
+from dpads.run import Run
+from dpads.store import ExampleStore
+from dpads.sweep_config import SweepConfig
+from dpads.sweep_stores import open_stores
+from dpads.sweep_trial import TrialTask, run_trial
+from dpads.sweeping import Sweep
+
+DOCUMENT: dict[str, Any] = {
+    "schema": {
+        "task": "ctr",
+        "label": "click",
+        "numeric": ["past_clicks", "past_views", "page_depth"],
+        "categorical": ["device", "hour", "region", "site", "campaign"],
+        "bags": ["interests"],
+        "buckets": 200,
+    },
+    "model": {"name": "logistic"},
+    "privacy": {"epsilon": 8.0, "dataset_size": 2400},
+    "training": {"expected_batch_size": 300, "epochs": 1},
+}
+Check = Callable[[Path, SweepConfig], None]
+
+
+def configuration(folder: Path, **changes: dict[str, Any]) -> Config:
+    """The recipe's start on the small log."""
+    tables: dict[str, Any] = {
+        "data": {"train": str(folder / "train-store"), "test": 0.2},
+        **DOCUMENT,
+    }
+    merged = {name: {**table, **changes.get(name, {})} for name, table in tables.items()}
+    return parse_config(merged, base=folder)
+
+
+@pytest.fixture
+def config(train_store: ExampleStore, log_folder: Path) -> Config:
+    return configuration(log_folder)
+
+
+class Here:
+    """Runs sweeps in this process and remembers them.
+
+    Attributes:
+        names: of the stages whose trials ran.
+        check: called with the recipe's folder before a sweep's first trial.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.check: Check = lambda folder, asked: None
+
+    def __call__(self, asked: SweepConfig, *, out: Path, **_: object) -> Sweep:
+        self.check(out.parent.parent, asked)
+        self.names.append(out.name)
+        (out / "trials").mkdir(parents=True, exist_ok=True)
+        (out / "sweep.toml").write_text(asked.to_toml())
+        stores = open_stores(asked, out / "store", None)
+        for trial in asked.trials:
+            run = out / "trials" / trial.name
+            if not run.exists():
+                outcome = run_trial(
+                    TrialTask(
+                        name=trial.name,
+                        config=to_toml(stores.config_of(trial)),
+                        folder=str(run),
+                        ledger=str(out / "ledger.jsonl"),
+                        rows=asked.rows,
+                        test_rows=stores.test_rows,
+                        threads=1,
+                    )
+                )
+                assert outcome.status == "done", outcome.error
+        return Sweep(out, asked)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Small grids, sweeps in this process, no measurements and no pictures."""
+    found = Here()
+    monkeypatch.setattr("dpads.recipe_trials.sweep", found)
+    monkeypatch.setattr("dpads.recipe_stages.REFERENCE_FACTORS", ((0.5, 1.0), (1.0,)))
+    monkeypatch.setattr("dpads.recipe_stages.CLIP_FACTORS", (0.5, 1.0))
+    monkeypatch.setattr("dpads.recipe_stages.CLIP_RATE_FACTORS", (1.0,))
+    monkeypatch.setattr("dpads.recipes.private_step_seconds", lambda *_, **__: 1e-3)
+    monkeypatch.setattr("dpads.recipe_report.write_recipe_report", lambda folder: None)
+    return found
+
+
+def kinds(run: Run) -> list[str]:
+    return [entry.kind for entry in run.ledger.entries]
+
+
+def document_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "recipe.json").read_text()))
+
+
+def spent(folder: Path) -> list[Any]:
+    return list(json.loads((folder / "filter.json").read_text())["spent"])
+
+
+def test_on_private_rows_the_ledger_comes_first_and_the_claim_is_never_formal(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    def check(folder: Path, asked: SweepConfig) -> None:
+        stage = len(here.names)
+        ledger = Ledger.load(folder / "ledger.jsonl").entries
+        if all(trial.reference for trial in asked.trials):
+            references = [entry for entry in ledger if entry.kind == "reference"]
+            assert len(references) == stage + 1  # its own is there before it runs
+            assert references[-1].treatment == "not_covered"
+            assert references[-1].details["chose_configuration"] is True
+        else:
+            assert "tuning" in [entry.kind for entry in ledger]
+            names = [item["trial"].split("/")[0] for item in spent(folder)]
+            assert names.count(f"{stage + 3}-learning-rates") == len(asked.trials)
+
+    here.check = check
+    run = recipe(config, out=tmp_path / "r", trials=4)
+    assert here.names == [
+        "1-reference", "3-clip-norm", "5-learning-rates", "6-learning-rates"
+    ]  # fmt: skip
+    assert kinds(run) == [
+        "reference", "evaluation", "reference", "evaluation", "tuning", "evaluation", "evaluation",
+        "selected_training", "training_finished", "evaluation",
+    ]  # fmt: skip
+    statement = run.statement()
+    assert statement.claim_level != "formal"
+    assert "without noise" in statement.headline
+    assert dpads.verify(tmp_path / "r" / "model").ok
+    found = document_of(tmp_path / "r")
+    assert found["claim"] == statement.headline
+    assert [stage["rows"] for stage in found["stages"]] == [
+        "private", "none", "private", "none", "private", "private"
+    ]  # fmt: skip
+
+
+def test_on_made_up_rows_no_private_row_is_read_without_noise(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    def check(folder: Path, asked: SweepConfig) -> None:
+        private = str(config.data.train[0])
+        for trial in asked.trials:
+            assert (trial.config.data.train[0] == private) != trial.reference
+
+    here.check = check
+    run = recipe(config, out=tmp_path / "r", public="synthetic", trials=3)
+    assert kinds(run) == [
+        "tuning", "evaluation", "selected_training", "training_finished", "evaluation"
+    ]  # fmt: skip
+    statement = run.statement()
+    assert statement.claim_level == "formal"
+    assert statement.epsilon is not None
+    assert statement.epsilon <= 8.0
+    chosen = load_config(tmp_path / "r" / "config.toml")
+    assert chosen.data == config.data
+    assert chosen.privacy == run.config.privacy
+
+
+def test_public_rows_are_public_only_if_somebody_says_so(
+    config: Config, here: Here, test_store: ExampleStore, tmp_path: Path
+) -> None:
+    run = recipe(config, out=tmp_path / "r", public=str(test_store.path), trials=1)
+    outside = {e.treatment for e in run.ledger.entries if e.kind == "reference"}
+    assert outside == {"public_data_only"}
+    assert run.statement().claim_level == "conditional"
+
+
+def test_cut_off_anywhere_it_goes_on_and_spends_nothing_twice(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    starts = 0
+    while True:
+        ran = len(set(here.names))
+
+        def stop(folder: Path, asked: SweepConfig, ran: int = ran) -> None:
+            if len(set(here.names)) > ran:
+                raise KeyboardInterrupt
+
+        here.check = stop
+        starts += 1
+        try:
+            run = recipe(config, out=tmp_path / "r", public="synthetic", trials=4)
+            break
+        except KeyboardInterrupt:
+            assert starts < 10
+    assert starts >= 3
+    here.check = lambda folder, asked: None
+    # Stages that are whole are not run again; rounds with noise are only read again.
+    assert here.names.count("1-reference") == here.names.count("3-clip-norm") == 1
+    assert len(spent(tmp_path / "r")) == 4
+    assert kinds(run).count("tuning") == 1
+    assert recipe(config, out=tmp_path / "r", public="synthetic", trials=4).ledger.head == (
+        run.ledger.head
+    )
+
+
+def test_a_recipe_that_was_asked_for_something_else_is_refused(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    def stop(folder: Path, asked: SweepConfig) -> None:
+        raise KeyboardInterrupt
+
+    here.check = stop
+    with pytest.raises(KeyboardInterrupt):
+        recipe(config, out=tmp_path / "r", trials=2)
+    with pytest.raises(ConfigError, match="public, trials differ"):
+        recipe(config, out=tmp_path / "r", trials=3, public="synthetic")
+
+
+def test_a_trial_that_was_charged_twice_ends_the_recipe(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    def charge(folder: Path, asked: SweepConfig) -> None:
+        if not asked.trials[0].reference:
+            path = folder / "stages" / f"{len(here.names) + 3}-learning-rates" / "ledger.jsonl"
+            path.parent.mkdir(parents=True)
+            Ledger(path).append(
+                kind="tuning",
+                description="A trial that was lost",
+                rows="train",
+                treatment="covered_by_accounting",
+                dp_event=dp_sgd(1.0, 0.1, 10),
+                details={"trial": "0009"},
+            )
+
+    here.check = charge
+    with pytest.raises(RunError, match="other trials were charged"):
+        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
+    assert not (tmp_path / "r" / "model").exists()
+
+
+# What is spent
+
+
+def budget_for(trials: int) -> tuple[RenyiFilter, dict[str, Any]]:
+    event = dp_sgd(2.0, 0.1, 50)
+    planned: Sequence[Any] = [event] * trials
+    return RenyiFilter.for_budget(5.0, 1e-6, Relation.ADD_OR_REMOVE_ONE, planned), event
+
+
+def test_what_was_spent_survives_and_is_spent_once_for_each_name(tmp_path: Path) -> None:
+    budget, event = budget_for(3)
+    FilterFile.create(tmp_path, budget).spend("a", event)
+    again = FilterFile(tmp_path)
+    again.spend("a", event)
+    again.spend("b", event)
+    assert FilterFile(tmp_path).spent == [event, event]
+    with pytest.raises(RunError, match="another mechanism"):
+        again.spend("a", dp_sgd(3.0, 0.1, 50))
+
+
+def test_nothing_beyond_the_total_is_spent(tmp_path: Path) -> None:
+    budget, event = budget_for(3)
+    file = FilterFile.create(tmp_path, budget)
+    number = 0
+    while budget.admits(event, number + 1):
+        file.spend(str(number), event)
+        number += 1
+    assert number >= 3
+    with pytest.raises(BudgetError):
+        file.spend("more", event)
+    assert len(FilterFile(tmp_path).spent) == number
+    (tmp_path / "filter.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="what is spent"):
+        FilterFile(tmp_path)
+
+
+# Decisions
+
+
+def tried(*pairs: tuple[dict[str, float], float]) -> list[Tried]:
+    return [Tried(settings, loss) for settings, loss in pairs]
+
+
+def test_the_clip_norm_is_the_smallest_that_costs_little() -> None:
+    trials = tried(
+        ({CLIP: 0.1}, 0.21), ({CLIP: 0.3}, 0.2019), ({CLIP: 0.3}, 0.2018), ({CLIP: 3.0}, 0.2)
+    )  # fmt: skip
+    assert smallest_harmless(trials).loss == 0.2018
+    assert smallest_harmless(trials, tolerance=0.1).settings[CLIP] == 0.1
+    # A Poisson log loss may be negative.
+    assert smallest_harmless(tried(({CLIP: 0.1}, -0.98), ({CLIP: 1.0}, -1.0))).loss == -1.0
+
+
+def test_learning_rates_are_refined_around_the_best_and_never_tried_twice(config: Config) -> None:
+    found: list[Tried] = []
+    left = 12
+    while settings := rounds_of(config, left, found):
+        assert len(settings) <= left
+        left -= len(settings)
+        found += [
+            Tried(item, (math.log(item[TABLE_RATE]) - 1) ** 2 + math.log(item[TOWER_RATE]) ** 2)
+            for item in settings
+        ]
+    pairs = [(item.settings[TABLE_RATE], item.settings[TOWER_RATE]) for item in found]
+    assert left == 0
+    assert len(set(pairs)) == len(pairs) == 12
+    losses = [item.loss for item in found]
+    assert min(losses) < min(losses[:3])
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_few_trials_try_the_present_learning_rate_first(config: Config, trials: int) -> None:
+    rates = [item[TABLE_RATE] for item in rounds_of(config, trials, [])]
+    assert len(rates) == trials
+    assert config.training.table_optimizer.learning_rate in rates
+
+
+def test_the_batch_is_the_largest_that_the_time_allows() -> None:
+    chosen, measured = largest_in_time([10, 20, 40, 80], 100, 5.0, lambda size: size * 1e-3)
+    assert chosen == 40
+    assert measured[-1] == (80, 0.08, 8.0)
+    assert largest_in_time([10, 20], 100, 0.1, lambda size: size * 1.0)[0] == 10
+    assert largest_in_time([10, 20], 100, 9.0, lambda size: None)[0] == 10
+
+
+def test_a_decision_at_the_edge_says_so() -> None:
+    trials = tried(({CLIP: 0.1}, 0.3), ({CLIP: 1.0}, 0.2), ({CLIP: 3.0}, 0.3))
+    assert at_edge({CLIP: 1.0}, trials, [CLIP]) == ""
+    assert CLIP in at_edge({CLIP: 3.0}, trials, [CLIP])
+
+
+# Made-up rows
+
+
+@pytest.mark.parametrize("task", ["ctr", "count"])
+def test_made_up_rows_fit_every_kind_of_column(tmp_path: Path, task: Any) -> None:
+    schema = dpads.FeatureSchema(
+        task=task,
+        label="y",
+        numeric=["a"],
+        categorical=["C1", "C2"],
+        bags=["tags", dpads.Bag("kinds", weights="shares")],
+        tables={"word": ["C1", "tags"]},
+        buckets=500,
+        weight="w",
+        exposure="seconds" if task == "count" else None,
+        user="uid",
+    )
+    path = write_made_up_rows(schema, 3000, tmp_path / "rows.parquet")
+    store = dpads.prepare(path, schema, out=tmp_path / "store")
+    assert store.num_examples == 3000
+    assert 0.05 < store.read(list(range(3000))).labels.mean() < 0.6
+    assert made_up_rows(schema, 50).equals(made_up_rows(schema, 50))
+    assert not made_up_rows(schema, 50).equals(made_up_rows(schema, 50, seed=1))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"privacy": {"epsilon": None, "noise_multiplier": 1.0}}, "privacy.epsilon"),
+        ({"privacy": {"dataset_size": None}}, "privacy.dataset_size"),
+        ({"data": {"test": None}}, "data.test"),
+        ({"training": {"noise_seed": 1}}, "noise_seed"),
+        ({"training": {"reference": True}}, "training.reference"),
+    ],
+)
+def test_a_configuration_that_lacks_what_it_needs_is_refused(
+    log_folder: Path,
+    train_store: ExampleStore,
+    tmp_path: Path,
+    changes: dict[str, dict[str, Any]],
+    words: str,
+) -> None:
+    merged = {
+        name: {k: v for k, v in {**table, **changes.get(name, {})}.items() if v is not None}
+        for name, table in {
+            "data": {"train": str(log_folder / "train-store"), "test": 0.2},
+            **DOCUMENT,
+        }.items()
+    }
+    with pytest.raises(ConfigError, match=words):
+        recipe(parse_config(merged, base=log_folder), out=tmp_path / "r")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with pytest.raises(ConfigError, match="no recipe"):
+        recipe(config, out=tmp_path / "r")
+    with pytest.raises(ConfigError, match="hours"):
+        recipe(config, out=tmp_path / "s", hours=math.inf)
+    with pytest.raises(ConfigError, match="trials"):
+        recipe(config, out=tmp_path / "s", trials=0)
