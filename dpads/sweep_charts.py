@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +265,15 @@ def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look)
     title = (
         alt.Title(name, fontSize=12.5, fontWeight="normal", color=quiet)
         if look.is_page
-        else alt.Title(figure.title, subtitle=name, fontSize=15, subtitleFontSize=12.5, color=ink)
+        else alt.Title(
+            figure.title,
+            subtitle=[*textwrap.wrap(figure.note, 100), "\u00a0", name],
+            fontSize=15,
+            subtitleFontSize=12,
+            subtitleLineHeight=16,
+            subtitlePadding=6,
+            color=ink,
+        )
     )
     return (
         chart.properties(
