@@ -474,6 +474,19 @@ def test_no_candidate_and_none_that_works_look_the_same(
     assert left[0] == left[1] == ["ledger.jsonl"]
 
 
+def test_the_number_is_drawn_once_the_ledger_says_what_it_costs(
+    candidates: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object) -> int:
+        entries = Ledger.load(tmp_path / "run.partial" / "ledger.jsonl").entries
+        assert [entry.kind for entry in entries] == ["tuning"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpads.private_selection_state.draw_number", draw)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(candidates, tmp_path / "run", lambda task: 0.0)
+
+
 def test_a_resumption_that_asks_for_something_else_is_refused(
     candidates: SweepConfig, tmp_path: Path
 ) -> None:
