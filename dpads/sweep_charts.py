@@ -116,7 +116,7 @@ def _chart(figure: Figure, look: Look) -> Any:
     x = alt.X(
         "x:Q", scale=alt.Scale(type="log", domain=list(axis.domain), nice=False), axis=axis.drawn()
     )
-    y = alt.Y("y:Q", scale=y_scale(figure), axis=y_axis(figure))
+    y = alt.Y("y:Q", scale=y_scale(figure), axis=y_axis(figure, is_titled=not look.is_page))
     names = list(figure.lines)
     legend = None
     if not look.is_page and len(names) > 1:
@@ -260,14 +260,13 @@ def _dressed(chart: alt.LayerChart | alt.FacetChart, figure: Figure, look: Look)
     import altair as alt
 
     ink, quiet, line = look.colour("ink"), look.colour("quiet"), look.colour("line")
-    name = _capital(figure.y_title)
     # On the page the caption is the page's; a file has to say itself what it shows.
     title = (
-        alt.Title(name, fontSize=12.5, fontWeight="normal", color=quiet)
+        alt.Title(_capital(figure.y_title), fontSize=12.5, fontWeight="normal", color=quiet)
         if look.is_page
         else alt.Title(
             figure.title,
-            subtitle=[*textwrap.wrap(figure.note, 100), "\u00a0", name],
+            subtitle=textwrap.wrap(figure.note, 100),
             fontSize=15,
             subtitleFontSize=12,
             subtitleLineHeight=16,

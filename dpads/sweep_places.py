@@ -136,15 +136,18 @@ def y_scale(figure: Figure) -> alt.Scale:
     return alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
 
 
-def y_axis(figure: Figure) -> alt.Axis:
-    """The vertical axis; its name stands above it."""
+def y_axis(figure: Figure, *, is_titled: bool) -> alt.Axis:
+    """The vertical axis; where it is not titled, its name stands above it."""
     import altair as alt
 
+    title = figure.y_title if is_titled else None
     if figure.is_percent:
-        return alt.Axis(title=None, tickCount=6, labelExpr="format(100 * datum.value, '~r') + ' %'")
+        return alt.Axis(
+            title=title, tickCount=6, labelExpr="format(100 * datum.value, '~r') + ' %'"
+        )
     if figure.is_log:
-        return alt.Axis(title=None, values=_log_ticks([p.y for p in figure.points]), format=",~r")
-    return alt.Axis(title=None, tickCount=6, format=",~r")
+        return alt.Axis(title=title, values=_log_ticks([p.y for p in figure.points]), format=",~r")
+    return alt.Axis(title=title, tickCount=6, format=",~r")
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
