@@ -7,7 +7,14 @@ from typing import Any
 
 from dpads.accounting.accountant import default_delta
 from dpads.accounting.checks import Basis, Result
-from dpads.accounting.wording import RELATION_WORDS, TIER_WORDS, listed, number, rows_words
+from dpads.accounting.wording import (
+    RELATION_WORDS,
+    TIER_WORDS,
+    listed,
+    number,
+    rounded_up,
+    rows_words,
+)
 
 __all__ = ["RELATION_WORDS", "TIER_WORDS", "headline_of", "not_covered", "number"]
 
@@ -127,7 +134,7 @@ def _beside(data: Mapping[str, Any]) -> list[str]:
             other = "every other run" if item["id"] in selected else "every run"
             words.append(
                 f"{other} inside the Renyi filter (order {number(event['order'])}, total "
-                f"{number(event['rdp'])}) that was fixed before the first of them"
+                f"{rounded_up(event['rdp'])}) that was fixed before the first of them"
             )
     words = list(dict.fromkeys(words))
     hidden = ("repeat_and_select", "renyi_filter")

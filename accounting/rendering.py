@@ -19,6 +19,7 @@ from dpads.accounting.wording import (
     listed,
     neighbour_words,
     number,
+    rounded_up,
     sampler_words,
 )
 
@@ -188,7 +189,7 @@ def tuning_words(tuning: Mapping[str, Any]) -> str:
     if tuning["method"] == "composition":
         return f"{words} ({tuning['runs']} runs)"
     if tuning["method"] == "renyi_filter":
-        return f"{words} (order {number(tuning['order'])}, total {number(tuning['rdp'])})"
+        return f"{words} (order {number(tuning['order'])}, total {rounded_up(tuning['rdp'])})"
     if tuning["method"] == "repeat_and_select":
         law = str(tuning["run_count_distribution"]).replace("_", " ")
         shape = f", shape {number(tuning['shape'])}" if "shape" in tuning else ""

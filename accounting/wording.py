@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 RELATION_WORDS: Mapping[str, str] = {
@@ -44,6 +45,16 @@ def number(value: float) -> str:
     """
     short = f"{value:g}"
     return (short if float(short) == value else repr(value)).replace("e-0", "e-")
+
+
+def rounded_up(value: float) -> str:
+    """An upper bound with four digits, rounded up.
+
+    Examples:
+        >>> rounded_up(4.4860189950159945), rounded_up(1.5)
+        ('4.487', '1.5')
+    """
+    return number(float(Context(prec=4, rounding=ROUND_CEILING).plus(Decimal(value))))
 
 
 def rows_words(count: int) -> str:
@@ -113,7 +124,9 @@ def event_words(event: Mapping[str, Any]) -> str:
         return f"mixture of Gaussians ({noise}, 0 to {most:g} of a group in a batch)"
     if kind == "repeat_and_select":
         inner = event_words(event["event"])
-        return f"the best of a random number (mean {event['mean']:g}) of runs of [{inner}]"
+        shape = event["shape"]
+        law = f"law {shape}" if isinstance(shape, str) else f"shape {shape:g}"
+        return f"the best of a random number (mean {event['mean']:g}, {law}) of runs of [{inner}]"
     if kind == "worst_of":
         parts = "; or ".join(event_words(part) for part in event["events"])
         return f"one of [{parts}], whichever costs most"

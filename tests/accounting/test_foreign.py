@@ -69,7 +69,10 @@ WRONG: list[Any] = [
 )
 def test_nothing_that_is_put_anywhere_raises(seed: int) -> None:
     draw = random.Random(seed)
-    names = ("capped", "no noise", "joint", "truncated", "everything")
+    names = (
+        "capped", "no noise", "joint", "truncated", "everything", "selected privately", "recipe",
+        "chosen from a sweep",
+    )  # fmt: skip
     bases = {name: statement(name) for name in names}
     places = {name: [p for p in containers(base) if p] for name, base in bases.items()}
     for _ in range(150):

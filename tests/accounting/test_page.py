@@ -186,10 +186,13 @@ def test_at_claim_level_none_no_epsilon_stands_beside_the_claim(name: str) -> No
     assert all(figure in page.text("section#numbers") for figure in figures if "." in figure[:3])
 
 
-@pytest.mark.parametrize("name", ["everything", "three signed", "no noise"])
+@pytest.mark.parametrize("name", ["everything", "three signed", "no noise", "selected privately"])
 def test_every_text_of_the_data_is_escaped(name: str) -> None:
     """ATTACK in every text: the page shows it as text, or refuses a word that is none of its own."""
     clean = statement_of(name).data
+    otherwise = set(SAID_OTHERWISE)
+    if name == "selected privately":  # the law is a word of the page
+        otherwise.remove("accounting.tuning.run_count_distribution")
     paths = {path for path, _, _ in leaves(clean)}
     for path in sorted(paths):
         try:
@@ -199,7 +202,7 @@ def test_every_text_of_the_data_is_escaped(name: str) -> None:
             continue
         assert "<script" not in page
         assert "<img" not in page
-        assert (escape(ATTACK) in page) != (path in SAID_OTHERWISE), path
+        assert (escape(ATTACK) in page) != (path in otherwise), path
     whole = Page(to_html(attacked(clean, paths - DECIDING)))
     before = Page(to_html(clean))
     assert [tag for tag, _ in whole.elements] == [tag for tag, _ in before.elements]
