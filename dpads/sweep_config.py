@@ -45,6 +45,7 @@ _COMMON: Final = (
     "model",
     "privacy.unit",
     "privacy.max_examples_per_unit",
+    "privacy.dataset_size",
     "training.init_seed",
     "training.epochs",
     "data.split_seed",

@@ -46,7 +46,7 @@ def test_it_prints_trials_failures_and_what_all_cost(folder: Path) -> None:
     assert rows[0][-1] == "1.00"
     assert "failed" in rows[1]
     assert any(line.startswith("0002 failed: Expected a model that fits") for line in lines)
-    assert "The 4 private trials cost epsilon" in result.stdout
+    assert "The 4 private trials together cost epsilon" in result.stdout
     assert "No guarantee covers the 2 models trained without noise" in result.stdout
     assert "none of them is released" in result.stdout
     assert f"{out}: report.html" in result.stdout.replace("\n", "")

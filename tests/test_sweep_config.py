@@ -95,6 +95,13 @@ def test_references_are_one_for_all_that_may_be_compared() -> None:
     assert {trial.settings["training.expected_batch_size"] for trial in bare} == {300}
 
 
+def test_a_reference_has_the_units_of_its_trials() -> None:
+    users = {"unit": "user", "max_examples_per_unit": 2, "dataset_size": 400}
+    config = sweep_of({"privacy": [{"unit": "example"}, users]}, reference=True)
+    bare = [trial.config.privacy for trial in config.trials if trial.reference]
+    assert [(p.unit, p.dataset_size) for p in bare] == [("example", 3000), ("user", 400)]
+
+
 def test_a_list_says_each_trial() -> None:
     config = parse_sweep(
         {
