@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate
     from dpads.plan_rows import plan_table
     from dpads.preparing import prepare
+    from dpads.private_selection import tune
+    from dpads.recipes import recipe
     from dpads.run import Run
     from dpads.run_training import train
     from dpads.schema import Bag, FeatureSchema, Numeric
+    from dpads.selecting import select
     from dpads.store import ExampleStore
     from dpads.sweeping import Sweep, sweep
     from dpads.training import Performance
@@ -87,9 +90,12 @@ __all__ = [
     "models",
     "plan_table",
     "prepare",
+    "recipe",
+    "select",
     "sweep",
     "synthetic",
     "train",
+    "tune",
     "verify",
 ]
 
@@ -127,8 +133,11 @@ _MODULE_OF = {
     "clipped_gradients": "clipping",
     "plan_table": "plan_rows",
     "prepare": "preparing",
+    "recipe": "recipes",
+    "select": "selecting",
     "sweep": "sweeping",
     "train": "run_training",
+    "tune": "private_selection",
     "verify": "verifying",
 }
 

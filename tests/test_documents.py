@@ -39,7 +39,8 @@ def test_a_reader_can_follow_it(
     ran = 0
     for language, body in BLOCK.findall(document.read_text()):
         if language == "toml":
-            Path("ads.toml").write_text(body)
+            named = re.match(r"# (\S+\.toml)$", body, re.MULTILINE)
+            Path(named[1] if named else "ads.toml").write_text(body)
         elif language == "python":
             exec(compile(body, document.name, "exec"), namespace)  # noqa: S102 (the documents are ours)
             ran += 1
