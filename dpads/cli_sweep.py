@@ -180,8 +180,8 @@ def cost_lines(result: Sweep) -> list[str]:
             which = f"{cost.trials} private trials together cost"
         cap = "" if cost.cap is None else f", at most {cost.cap} rows of a user"
         lines.append(
-            f"The {which} epsilon {round_up(cost.epsilon):.2f} at delta {cost.delta:g} (unit {cost.unit}{cap}, "
-            f"{cost.relation.replace('_', '-')})."
+            f"The {which} epsilon {round_up(cost.epsilon):.2f} at delta {cost.delta:g} (unit "
+            f"{cost.unit}{cap}, {cost.relation.replace('_', '-')})."
         )
     if len(lines) > 1:
         lines.append("Figures of unlike units are not added up.")
