@@ -195,30 +195,57 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"), (_TEST, _PLANTED)),
     "tuning.fixed_in_advance": (
-        (_CODE, "accounting/tuning.py::cost_of_composition"),
-        (_TEST, "tests/accounting/test_tuning.py::test_golden_twenty_runs_composed"),
+        (_CODE, "dpads/sweep_folder.py::claim_folder"),
+        (_CODE, "dpads/selecting.py"),
+        (
+            _TEST,
+            "tests/test_sweep.py::test_a_folder_of_another_sweep_is_refused_by_the_keys_that_differ",
+        ),
     ),
     "tuning.drawn_once": (
+        (_CODE, "dpads/private_selection_law.py::draw_number"),
+        (_CODE, "dpads/private_selection_state.py::SealedFolder"),
         (_CODE, "accounting/joint.py::JointRuns"),
+        *(
+            (_TEST, f"tests/test_private_selection.py::test_{name}")
+            for name in (
+                "the_number_of_candidates_follows_the_law_that_is_accounted",
+                "each_candidate_is_as_likely_as_any_other",
+                "what_was_drawn_is_never_drawn_again",
+                "nothing_that_can_be_listed_tells_how_many_there_are",
+                "a_candidate_that_fails_has_the_worst_score_and_is_not_replaced",
+                "no_candidate_and_none_that_works_look_the_same",
+                "the_best_score_is_selected_and_nothing_else_is_left",
+            )
+        ),
         (
             _TEST,
             "tests/accounting/test_statement_tuning.py::test_two_runs_of_one_selection_are_refused",
         ),
     ),
     "tuning.score_inside": (
-        (_CODE, "accounting/compared.py::score_is_inside"),
+        (_CODE, "dpads/private_score.py::ScoreMechanism"),
         (_CODE, "accounting/tuning.py::noise_for_selection"),
-        (
-            _TEST,
-            "tests/accounting/test_tuning.py::test_noise_for_a_selection_meets_the_budget_from_below",
+        *(
+            (_TEST, f"tests/test_private_selection.py::test_{name}")
+            for name in (
+                "one_unit_moves_a_score_by_at_most_the_bound",
+                "scores_have_the_noise_that_is_accounted",
+                "no_candidate_trains_on_the_units_of_scores_or_tests",
+            )
         ),
     ),
     "tuning.filter_kept": (
         (_CODE, "accounting/filters.py::RenyiFilter"),
-        (_CODE, "accounting/compared.py::covering"),
+        (_CODE, "dpads/recipe_budget.py::FilterFile"),
         (
             _TEST,
             "tests/accounting/test_filters.py::test_whatever_is_chosen_the_composition_stays_inside",
+        ),
+        (_TEST, "tests/test_recipe.py::test_nothing_beyond_the_total_is_spent"),
+        (
+            _TEST,
+            "tests/test_recipe.py::test_what_was_spent_survives_and_is_spent_once_for_each_name",
         ),
     ),
     "ledger.complete": (

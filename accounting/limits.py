@@ -86,7 +86,8 @@ def _of_neighbours(definition: Mapping[str, Any]) -> list[str]:
         items.append(
             "Zero-out applies to the training rows, after test rows were split off where a run does "
             "so. The split goes by a row's content (by its user's identifier where there is one): "
-            "a row emptied before the split could have come to the other side."
+            "a row emptied before the split could have come to the other side. The same holds of units "
+            "that a private selection sets aside for its score."
         )
     if adjacency["dataset_size_status"] != "private":
         items.append("The number of units counts as public; it is not protected.")

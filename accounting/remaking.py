@@ -65,7 +65,7 @@ _OF_SOME_RUNS = frozenset(
         "adjacency.n_public", "features.nothing_fitted", "initialisation.data_independent",
         "calibration.accounted", "reference.kept_inside", "reference.chose_configuration",
         "evaluation.kept_inside", "evaluation.chose_configuration", "evaluation.test_rows_apart",
-        "public_rows.are_public", "tuning.declared",
+        "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -212,15 +212,22 @@ def _check_difference(
     name, result = stated["id"], stated["result"]
     worse = result in (Result.VIOLATED, Result.UNKNOWN) and expected["result"] == Result.HOLDS
     of_some_runs = joint and name in _OF_SOME_RUNS
+    known_by_people = expected["basis"] in _PEOPLE
     if worse:
         keys.remove("result")
     else:
         keys += ["note", "evidence"]
     if not worse and not of_some_runs:
         keys += ["basis", "asserted_by"]
-    elif not worse and stated["basis"] not in _BASES_OF_SOME_RUNS[name]:
-        allowed = " or ".join(sorted(_BASES_OF_SOME_RUNS[name]))
-        return Difference(path_text((*path, "basis")), str(stated["basis"]), allowed)
+    elif not worse and stated["basis"] not in (
+        # Who of several people spoke is said nowhere; that people have to is.
+        allowed := _BASES_OF_SOME_RUNS.get(
+            name, _PEOPLE if known_by_people else {expected["basis"]}
+        )
+    ):
+        return Difference(
+            path_text((*path, "basis")), str(stated["basis"]), " or ".join(sorted(allowed))
+        )
     if of_some_runs and name == "calibration.accounted":
         keys.remove("evidence")
     one, other = (

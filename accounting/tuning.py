@@ -99,6 +99,10 @@ class TuningCost:
 def cost_of_composition(runs: Sequence[EventTree], delta: float, relation: Relation) -> TuningCost:
     """The cost of several runs on the same rows, all of which may be looked at.
 
+    It holds where every run's noise, sampling and iterations were fixed before the first one ran, as
+    a sweep's file fixes them. What is chosen after a look at an earlier run is spent from a
+    `filters.RenyiFilter` instead.
+
     Args:
         runs: Each run's event (anything else that reads the rows may be among them).
         delta: The delta, in (0, 1).

@@ -130,6 +130,7 @@ LARGER = events.composed([OWN, OWN])
 UNCOVERED: dict[str, StatementInputs] = {
     "nothing before it": selected(),
     "only after it": selected(extra=(TUNED,)),
+    "an entry that is no tuning": selected({**TUNED, "kind": "selection"}),
     "a plain run of the same event": selected({**ANOTHER, "dp_event": OWN}),
     "a selection among others": selected(
         {
@@ -235,6 +236,22 @@ def test_a_selected_run_joins_unrelated_ones_with_its_whole_selection() -> None:
         [plain.covered_event, TUNED["dp_event"]]
     )
     assert statement.data["accounting"]["selected"][0]["run"] == 1
+
+
+def test_one_word_for_the_file_is_not_everybodys() -> None:
+    unfixed = {**ANOTHER, "details": {}}
+    runs = [
+        run_inputs(privacy=FIXED_NOISE, extra=(unfixed,), run="a", human={"asserted_by": "Ada"}),
+        another(run_inputs(privacy=FIXED_NOISE, extra=(ANOTHER,), run="b")),
+        another(run_inputs(privacy=FIXED_NOISE, extra=(unfixed,), run="c"), 2),
+    ]
+    statement = joint_statement(runs)
+    assert statement.claim_level is ClaimLevel.CONDITIONAL
+    assert failure(statement.data) == ""
+    data = json.loads(statement.to_json())
+    place = next(n for n, c in enumerate(data["checks"]) if c["id"] == "tuning.fixed_in_advance")
+    data["checks"][place]["basis"] = "enforced_by_code"
+    assert failure(sealed(data)).startswith(f"checks/{place}/basis: ")
 
 
 @pytest.mark.parametrize("name", KINDS)
