@@ -194,6 +194,12 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
     ),
     "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"), (_TEST, _PLANTED)),
+    "tuning.same_mechanism": (
+        (_CODE, "dpads/training.py::Trainer"),
+        (_CODE, "dpads/noise.py::RunKeys"),
+        (_TEST, "tests/test_training.py::test_runs_without_a_noise_seed_never_share_noise"),
+        (_TEST, "tests/test_sweep.py::test_two_trials_that_differ_in_one_setting_share_no_noise"),
+    ),
     "tuning.fixed_in_advance": (
         (_CODE, "dpads/sweep_folder.py::claim_folder"),
         (_CODE, "dpads/selecting.py"),

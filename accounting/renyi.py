@@ -133,6 +133,9 @@ def _leaf_curve(leaf_bytes: bytes, relation: Relation, orders: tuple[float, ...]
                 )
             shape = math.inf if leaf["shape"] == "poisson" else leaf["shape"]
             rdp = rdp_privacy_accountant._compute_rdp_repeat_and_select(*run, leaf["mean"], shape)
+            # Divergences grow with the order; Poisson's bound does not, so each has those above it.
+            above = np.nan_to_num(np.asarray(rdp), nan=np.inf, posinf=np.inf)[::-1]
+            rdp = np.minimum.accumulate(above)[::-1]
         elif leaf["kind"] == "worst_of":
             curves = [rdp_curve(canonical_bytes(part), relation, orders) for part in leaf["events"]]
             # Of a part that is not known nothing is.

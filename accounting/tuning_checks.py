@@ -17,9 +17,25 @@ def tuning_checks(inputs: StatementInputs) -> list[Check]:
     filters = [entry for entry in counted if is_filter(entry)]
     plain = [entry for entry in counted if entry not in selections and entry not in filters]
     return [
+        *(_same_mechanism(inputs) if counted else []),
         *(_fixed_in_advance(inputs, plain) if plain else []),
         *(_selected(selections) if selections else []),
         *(_filtered(inputs) if filters else []),
+    ]
+
+
+def _same_mechanism(inputs: StatementInputs) -> list[Check]:
+    """What is checked of this run is true of the others too, and no two share noise."""
+    seeded = inputs.noise_seed_used
+    return [
+        Check(
+            id="tuning.same_mechanism",
+            assumption="Every other run that is counted sampled, clipped and added noise as it is said "
+            "here of this one: the same code ran it, with keys of its own.",
+            basis=Basis.ENFORCED,
+            result=Result.VIOLATED if seeded else Result.HOLDS,
+            note="Under one noise_seed every run draws the same noise." if seeded else None,
+        )
     ]
 
 

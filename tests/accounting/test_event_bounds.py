@@ -81,6 +81,14 @@ def test_choosing_is_selected_by_the_largest_curve() -> None:
     assert loss.epsilon > epsilon_of(BOTH, DELTA, ADD).epsilon
 
 
+@pytest.mark.parametrize("shape", ["poisson", 0.0, 1.0])
+def test_a_selections_divergence_grows_with_the_order(shape: float | str) -> None:
+    _, rdp = _curve(events.repeat_and_select(BOTH, mean=10.0, shape=shape))
+    finite = rdp[np.isfinite(rdp)]
+    assert np.all(np.diff(finite) >= 0.0)
+    assert np.all(finite >= _curve(BOTH)[1][np.isfinite(rdp)])
+
+
 @pytest.mark.parametrize("order", [2.0, 8.0, 8.05, 40.0, 1024.0])
 def test_a_filter_is_its_total_up_to_its_order_and_nothing_above(order: float) -> None:
     event = events.renyi_filter(order=order, rdp=0.25)

@@ -127,6 +127,7 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "initialisation.data_independent": ({}, ledger("dp_count")),
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
     "ledger.complete": ({}, run(reference_trained=True)),
+    "tuning.same_mechanism": (SELECTED, run(noise_seed_used=True)),
     "tuning.drawn_once": (SELECTED, covering(details={"score": TUNED["details"]["score"]})),
     "tuning.score_inside": (SELECTED, covering(details={"selection": "5e" * 16})),
     "tuning.filter_kept": (

@@ -105,9 +105,17 @@ def test_one_altered_digit_in_any_number_is_found_and_named(forged: bool) -> Non
 @pytest.mark.parametrize(
     "name",
     [
-        "capped", "fixed order, capped", "truncated", "user unit", "audited", "best of some", "joint",
-        "selected privately", "recipe", "chosen from a sweep",
-    ],  # fmt: skip
+        "capped",
+        "fixed order, capped",
+        "truncated",
+        "user unit",
+        "audited",
+        "best of some",
+        "joint",
+        "selected privately",
+        "recipe",
+        "chosen from a sweep",
+    ],
 )
 def test_one_altered_digit_is_found_in_every_kind_of_statement(
     name: str, forged: bool, last: bool
