@@ -62,6 +62,11 @@ def tune(
 ) -> Run:
     """Selects a model privately: the whole selection costs privacy.epsilon of the base configuration.
 
+    A candidate's plan is that of a run on all training units: sampling_prob is expected_batch_size over
+    privacy.dataset_size, or over the store's count before units are set aside. So each unit that trains is
+    seen as often as configured, a batch holds 1 - score_share of the expected units on average, and the
+    divisor is as configured.
+
     Args:
         sweep: SWEEP.toml, or what `load_sweep` makes of it: its trials are the candidates, its [tune] table
             says how to draw and score. Trials differ in what costs nothing: model, learning rates, batch

@@ -168,6 +168,7 @@ def serve() -> None:
 
     It ends with its parent: a candidate that nobody waits for must not go on in secret.
     """
+    os.umask(0o077)
     answers = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for shown in (1, 2):

@@ -8,6 +8,9 @@ import math
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +27,7 @@ from dpads.batch import SparseBatch
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.models.base import Model
 from dpads.private_score import WORST, ScoreMechanism, clamped_losses
-from dpads.private_selection import NOTHING, Selection
+from dpads.private_selection import NOTHING, Selection, tune
 from dpads.private_selection_law import draw_number
 from dpads.private_selection_plan import Candidates
 from dpads.private_selection_state import STATE_BYTES, SealedFolder, SealedState, locked
@@ -445,6 +448,7 @@ def test_a_candidate_that_fails_has_the_worst_score_and_is_not_replaced(
 
     def run(task: CandidateTask) -> float:
         calls.append(rate_of(task))
+        assert len(calls) <= 6
         if len(calls) != 3:
             return WORST
         return quick(dict.fromkeys(RATES, -50.0), selected["out"])(task)
@@ -462,8 +466,14 @@ def test_no_candidate_and_none_that_works_look_the_same(
         with monkeypatch.context() as patch:
             number_drawn(patch, number)
             out = tmp_path / str(number)
+            left_to_try = iter(range(number))
+
+            def fail(task: CandidateTask, left_to_try: Iterator[int] = left_to_try) -> float:
+                next(left_to_try)
+                return WORST
+
             with pytest.raises(RunError, match="nothing was selected") as error:
-                carry_out(candidates, out, lambda task: WORST)
+                carry_out(candidates, out, fail)
         told.append(str(error.value).replace(str(out), ""))
         left.append(sorted(path.name for path in out.iterdir()))
         assert [entry.kind for entry in Ledger.load(out / "ledger.jsonl").entries] == ["tuning"]
@@ -640,6 +650,29 @@ def test_candidates_of_other_seeds_have_one_split(
     assert {config.training.init_seed for config in asked.configs} == {1, 2}
 
 
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_without_a_public_number_of_units_the_count_before_units_are_set_aside_is_used(
+    click_log: Any, log_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    asked = document(log_folder, axes={"model": [{"name": "logistic"}, {"name": "mlp"}]})
+    asked["base"]["privacy"] = {"epsilon": 20.0}
+    asked["base"]["training"]["expected_batch_size"] = 50
+    if unit == "user":
+        schema = dataclasses.replace(click_log.schema, user="user")
+        dpads.prepare(log_folder / "train.parquet", schema, out=tmp_path / "users")
+        asked["base"]["data"]["train"] = str(tmp_path / "users")
+        asked["base"]["schema"] = {**SCHEMA, "user": "user"}
+        asked["base"]["privacy"] |= {"unit": "user", "max_examples_per_unit": 5}
+    number_drawn(monkeypatch, 1)
+    config = parse_sweep(asked, base=log_folder)
+    run = carry_out(config, tmp_path / "run", train_candidate)
+    assert run.plan.relation == "zero_out"
+    rows = open_tuning_rows(Candidates.of(config).base, tmp_path, 0.1, 1000, None)
+    assert run.plan.dataset_size == rows.all.train.num_units(unit)
+    assert run.plan.dataset_size > rows.fitted.num_units(unit)
+    assert dpads.verify(tmp_path / "run").ok
+
+
 @pytest.mark.slow
 def test_the_command_selects_in_processes_of_its_own(
     log_folder: Path, train_store: ExampleStore, tmp_path: Path
@@ -654,3 +687,45 @@ def test_the_command_selects_in_processes_of_its_own(
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)) == {"run", "headline", "metrics"}
     assert dpads.verify(tmp_path / "run").ok
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_nobody_at_work_and_goes_on_without_another_draw(
+    log_folder: Path, train_store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = document(log_folder, tune={"mean_trials": 6.0, "law": 50.0})
+    asked["base"]["training"]["epochs"] = 400
+    config = parse_sweep(asked, base=log_folder)
+    (tmp_path / "sweep.toml").write_text(config.to_toml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpads", "tune", str(tmp_path / "sweep.toml"), "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(dpads.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / "run.partial"
+    progress = partial / "sealed" / "a" / "checkpoints" / "progress"
+    until = time.monotonic() + 120
+    while not progress.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    assert process.communicate()[1] == "selecting\n"
+    state = SealedFolder(partial / "sealed").load()
+    assert state.number is not None
+    while time.monotonic() < until:  # the candidate's process ends with its parent
+        try:
+            with locked(partial):
+                break
+        except ConfigError:
+            time.sleep(0.05)
+
+    def draw(*_: object) -> int:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("dpads.private_selection_state.draw_number", draw)
+    run = tune(tmp_path / "sweep.toml", out=tmp_path / "run")
+    assert dpads.verify(tmp_path / "run").ok
+    assert run.ledger.entries[2].details["executed"] == run.plan.mechanism.iterations
+    assert not partial.exists()
