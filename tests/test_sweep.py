@@ -17,14 +17,16 @@ import pytest
 from sweep_cases import announced, base, digests, sweep_of
 
 import dpads
-from dpads import sweep_results, sweeping
+from dpads import sweep_results, sweeping, training
 from dpads.accounting.relation import Relation
 from dpads.accounting.tuning import cost_of_composition
 from dpads.errors import ConfigError, DataError, RunError, StoreError
 from dpads.store import ExampleStore
 from dpads.sweep_config import SweepConfig, parse_sweep
+from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_folder import sole_user
 from dpads.sweep_results import ALWAYS
+from dpads.sweep_trial import TrialTask, run_trial
 
 AXES = {
     "privacy.epsilon": [1.0, 3.0],
@@ -206,6 +208,20 @@ def test_threads_stay_as_interrupted_trials_began_with_them(
         dpads.sweep(config, out=folder, threads=2)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run here, and no report is written: both take seconds."""
+
+    def run(tasks: list[TrialTask], *, workers: int, on_event: OnEvent) -> None:
+        for task in tasks:
+            outcome = run_trial(task)
+            on_event(TrialEvent(trial=task.name, kind="finished", outcome=outcome))
+
+    monkeypatch.setattr(sweeping, "run_trials", run)
+    monkeypatch.setattr(dpads.Sweep, "report", lambda _: None)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_whole_run_that_was_not_renamed_is_done(swept: dpads.Sweep, config: SweepConfig) -> None:
     """As a crash leaves it between the run's last file and its name."""
     before, results = digests(swept.path), swept.results
@@ -215,6 +231,30 @@ def test_a_whole_run_that_was_not_renamed_is_done(swept: dpads.Sweep, config: Sw
     assert again.results.equals(results)
     assert digests(swept.path) == before
     assert announced(swept.path)["0003", "tuning"] == 1
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_failed_trial_is_left_alone_until_it_is_retried(
+    log_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sweep_of({"privacy.epsilon": [1, 3]}, log_folder)
+    began: list[object] = []
+
+    def room_for_one(estimate: object) -> None:
+        began.append(estimate)
+        if len(began) == 2:
+            raise ConfigError("no room")
+
+    monkeypatch.setattr(training, "check_memory", room_for_one)
+    for again, status in ((False, "failed"), (False, "failed"), (True, "done")):
+        swept = dpads.sweep(config, out=tmp_path / "s", threads=1, retry_failed=again)
+        assert swept.results["status"].to_list() == ["done", status]
+        if status == "failed":
+            assert swept.results["error"].to_list() == [None, "no room"]
+            assert swept.results["auc_loss"].null_count() == 1
+            assert len(began) == 2
+    assert len(began) == 3
+    assert announced(swept.path)["0002", "tuning"] == 1  # it had failed before it read a row
 
 
 @pytest.mark.parametrize(

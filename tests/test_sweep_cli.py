@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, log_folder: Path) -> Path:
 
 def test_it_prints_trials_failures_and_what_all_cost(folder: Path) -> None:
     out = folder / "s"
-    result = dpads_command("sweep", folder / "sweep.toml", "--out", out)
+    result = dpads_command("sweep", folder / "sweep.toml", "--out", out, "--workers", 1)
     assert result.exit_code == 1  # a trial failed
     lines = result.stdout.splitlines()
     rows = [line.split() for line in lines if line.startswith(" 00")]
