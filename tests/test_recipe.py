@@ -37,6 +37,7 @@ from dpads.sweep_config import SweepConfig
 from dpads.sweep_stores import open_stores
 from dpads.sweep_trial import TrialTask, run_trial
 from dpads.sweeping import Sweep
+from tests.cli_calls import done
 
 DOCUMENT: dict[str, Any] = {
     "schema": {
@@ -417,3 +418,23 @@ def test_a_folder_of_something_else_is_refused(config: Config, tmp_path: Path) -
         recipe(config, out=tmp_path / "s", hours=math.inf)
     with pytest.raises(ConfigError, match="trials"):
         recipe(config, out=tmp_path / "s", trials=0)
+
+
+@pytest.mark.slow
+def test_the_command_goes_through_all_stages_and_reports_them(
+    config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "start.toml").write_text(to_toml(config))
+    folder = tmp_path / "r"
+    shown = done(
+        "recipe", tmp_path / "start.toml", "--public", "synthetic", "--out", folder, "--trials", 2
+    )
+    for words in ("on made-up rows", "on private rows", "Noise multiplier", "Claim level: formal"):
+        assert words in shown
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert dpads.verify(folder / "model").ok
+    again = done(
+        "recipe", tmp_path / "start.toml", "--public", "synthetic", "--out", folder, "--trials", 2,
+        "--json",
+    )  # fmt: skip
+    assert json.loads(again)["claim"] == document_of(folder)["claim"]
