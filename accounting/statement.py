@@ -141,8 +141,8 @@ def joint_statement(
         delta of the runs.
 
     Raises:
-        ConfigError: No runs, one of them twice, or runs that differ in unit, relation, cap, public
-            number of units or training rows; the message names the item.
+        ConfigError: No runs, one of them twice, two of one private selection, or runs that differ in
+            unit, relation, cap, public number of units or training rows; the message names the item.
     """
     return _checked(Sections(JointRuns(tuple(runs)), on_progress).to_dict())
 

@@ -51,8 +51,8 @@ def build_joint_statement(
         on_progress: called with how much of a guarantee for users is computed, and of how much.
 
     Raises:
-        ConfigError: no runs, one of them twice, or runs that differ in unit, relation, cap, public
-            number of units or training rows; the message names the item.
+        ConfigError: no runs, one of them twice, two of one private selection, or runs that differ in
+            unit, relation, cap, public number of units or training rows; the message names the item.
     """
     created_at = now()
     for run in runs:
