@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -196,6 +197,24 @@ def test_public_rows_are_public_only_if_somebody_says_so(
     outside = {e.treatment for e in run.ledger.entries if e.kind == "reference"}
     assert outside == {"public_data_only"}
     assert run.statement().claim_level == "conditional"
+
+
+def test_users_are_made_up_too(
+    click_log: Any, log_folder: Path, here: Here, tmp_path: Path
+) -> None:
+    schema = dataclasses.replace(click_log.schema, user="user")
+    dpads.prepare(log_folder / "train.parquet", schema, out=tmp_path / "users")
+    users = configuration(
+        log_folder,
+        data={"train": str(tmp_path / "users")},
+        schema={"user": "user"},
+        privacy={"unit": "user", "max_examples_per_unit": 4, "dataset_size": 300, "epsilon": 20.0},
+        training={"expected_batch_size": 30},
+    )
+    run = recipe(users, out=tmp_path / "r", public="synthetic", trials=2)
+    assert run.plan.privacy.unit == "user"
+    assert run.statement().claim_level == "formal"
+    assert dpads.verify(tmp_path / "r" / "model").ok
 
 
 def test_cut_off_anywhere_it_goes_on_and_spends_nothing_twice(
