@@ -124,7 +124,12 @@ def _of_accesses(data: Mapping[str, Any]) -> list[str]:
             "Whoever watches the machine, or how long it takes, learns about the number of runs, and "
             "has no guarantee."
         )
-    if tuning == "composition" and len(data["ledgers"]) == 1:
+    if len(data["ledgers"]) > 1:
+        items.append(
+            "Costs of runs add up where each one's noise, sampling and iterations were chosen without a "
+            "look at the others' results, which code cannot know of runs that were started one by one."
+        )
+    elif tuning == "composition":
         items.append(
             "Runs that were compared compose because one sweep fixed them in advance. A run that is "
             "planned after a look at their results adds to what is stated here."
