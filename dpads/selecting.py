@@ -21,7 +21,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.errors import ConfigError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.run import Run
-from dpads.sweep_folder import sole_user
+from dpads.sweep_folder import SWEEP_TOML, sole_user
 from dpads.sweeping import Sweep
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def _further_entries(sweep: Sweep, choice: Choice) -> Iterator[dict[str, Any]]:
         return "train" if splits[trial] == winner.config.split_seed else "train_and_test"
 
     entries = sweep.ledger.entries
+    asked = files.sha256((sweep.path / SWEEP_TOML).read_bytes())
     own = [e for e in entries if e.kind == "tuning" and e.details["trial"] == winner.name]
     # The last try is the one that the winner's own ledger has; earlier ones were lost, and charged.
     charged = [e for e in entries if e.kind == "tuning" and e is not (own[-1] if own else None)]
@@ -243,6 +244,8 @@ def _further_entries(sweep: Sweep, choice: Choice) -> Iterator[dict[str, Any]]:
             "rows": rows_of(entry.details["trial"]),
             "treatment": entry.treatment,
             "dp_event": entry.dp_event,
+            # The sweep's file fixed every mechanism in advance: that is why costs may be added up.
+            "details": {"sweep": asked},
         }
     outside = "public_data_only" if public else "not_covered"
     for entry in entries:

@@ -128,6 +128,8 @@ def test_every_other_private_trial_is_charged(sweep: Sweep) -> None:
     statement = run.statement()
     assert statement.epsilon is not None
     assert statement.epsilon > 1.5 * own
+    checks = {check["id"]: check["basis"] for check in statement.data["checks"]}
+    assert checks["tuning.fixed_in_advance"] == "enforced_by_code"
     assert dpads.verify(run.path).ok
 
 
