@@ -94,6 +94,11 @@ class Tracker:
         """Names of trials under way."""
         return frozenset(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """How many trials have not begun."""
+        return self._total - self._done - self._failed - len(self._running)
+
     def take(self, event: TrialEvent) -> None:
         """Takes note of an event."""
         if event.kind == "finished":

@@ -12,37 +12,27 @@ DIR/
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-import dpads
 from dpads._validate import nearest
 from dpads.accounting.ledger import Ledger
-from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, RunError
-from dpads.evaluation import HEADLINE_LOSS
 from dpads.kernels.workers import available_cores
-from dpads.record import LEDGER, is_run, now, partial_of, read_json, to_json, write_text
+from dpads.record import LEDGER, read_json
 from dpads.sweep_composition import SweepCost, composed_costs
 from dpads.sweep_config import SweepConfig, Trial, load_sweep
-from dpads.sweep_engine import OnEvent, TrialEvent, run_trials
-from dpads.sweep_folder import STORE, SWEEP, SWEEP_TOML, TRIALS, claim_folder, sole_user
-from dpads.sweep_progress import SweepProgress, Tracker, work_of
-from dpads.sweep_results import RESULTS, Results
-from dpads.sweep_stores import open_stores
-from dpads.sweep_trial import TrialOutcome, TrialTask, outcome_file, read_outcome
+from dpads.sweep_engine import OnEvent, run_trials
+from dpads.sweep_folder import SWEEP, SWEEP_TOML, TRIALS, claim_folder, sole_user
+from dpads.sweep_job import Engine, Job
+from dpads.sweep_progress import SweepProgress
+from dpads.sweep_results import RESULTS
 
 if TYPE_CHECKING:
     import polars as pl
 
-Engine = Literal["local", "ray"]
 ENGINES: Final = ("local", "ray")
-FORMAT: Final = 1
 REPORT: Final = "report.html"
 
 
@@ -180,7 +170,7 @@ def sweep(
     with sole_user(folder):
         try:
             claim_folder(folder, config)
-            job = _Job.begin(folder, config, workers, threads, engine, retry_failed, on_prepare)
+            job = Job.begin(folder, config, workers, threads, engine, retry_failed, on_prepare)
             job.carry_out(_engine(engine, address, job, on_note), on_progress)
             result = Sweep(folder, config)
             if job.tasks or not (folder / REPORT).exists():
@@ -194,7 +184,7 @@ def sweep(
 
 
 def _engine(
-    engine: Engine, address: str | None, job: _Job, on_note: Callable[[str], None]
+    engine: Engine, address: str | None, job: Job, on_note: Callable[[str], None]
 ) -> Callable[[OnEvent], object]:
     """Who runs the trials."""
     if engine == "ray":
@@ -211,179 +201,3 @@ def _engine(
     return lambda on_event: run_trials(
         job.tasks, workers=job.workers or available_cores(), on_event=on_event
     )
-
-
-@dataclass
-class _Job:
-    """One start of a sweep."""
-
-    folder: Path
-    config: SweepConfig
-    tasks: Sequence[TrialTask]
-    work: Mapping[str, float]
-    outcomes: dict[str, TrialOutcome]
-    workers: int | None
-    threads: int
-    facts: Mapping[str, Any]
-
-    @classmethod
-    def begin(
-        cls,
-        folder: Path,
-        config: SweepConfig,
-        workers: int | None,
-        threads: int | None,
-        engine: Engine,
-        retry_failed: bool,
-        on_prepare: Callable[[int], None] | None,
-    ) -> _Job:
-        """Checks everything that can be checked before a trial runs, and finds what is to be done."""
-        facts = read_json(folder / SWEEP) if (folder / SWEEP).exists() else {}
-        path = folder / LEDGER
-        if path.exists():
-            Ledger.load(path)
-        stores = open_stores(config, folder / STORE, on_prepare)
-        work = {
-            trial.name: work_of(trial.config, stores.iterations_of(trial))
-            for trial in config.trials
-        }
-        runs = {trial.name: folder.absolute() / TRIALS / trial.name for trial in config.trials}
-        outcomes = {name: kept for name, run in runs.items() if (kept := read_outcome(run))}
-        failed = {
-            name
-            for name, kept in outcomes.items()
-            if kept.status == "failed" and not is_run(runs[name])
-        }
-        begun = any(partial_of(run).exists() for run in runs.values())
-        workers, threads = _shares(
-            workers, threads, engine, len(runs), facts.get("threads") if begun else None
-        )
-        todo = [
-            trial
-            for trial in config.trials
-            if not is_run(runs[trial.name]) and (retry_failed or trial.name not in failed)
-        ]
-        todo.sort(key=lambda trial: -work[trial.name])  # so that no long one is left for the end
-        tasks = [
-            TrialTask(
-                name=trial.name,
-                config=to_toml(stores.config_of(trial)),
-                folder=str(runs[trial.name]),
-                ledger=str(path.absolute()),
-                rows=config.rows,
-                test_rows=stores.test_rows,
-                threads=threads,
-                retry=trial.name in failed,
-            )
-            for trial in todo
-        ]
-        for task in tasks:  # what ended before is not how this try ends
-            outcomes.pop(task.name, None)
-        return cls(folder, config, tasks, work, outcomes, workers, threads, facts)
-
-    def carry_out(
-        self,
-        engine: Callable[[OnEvent], object],
-        on_progress: Callable[[SweepProgress], None] | None,
-    ) -> None:
-        """Runs what is to be done; results are renewed after each trial."""
-        todo = {task.name: self.work[task.name] for task in self.tasks}
-        failed = sum(kept.status == "failed" for kept in self.outcomes.values())
-        done = len(self.config.trials) - len(todo) - failed
-        tracker = Tracker(todo, done, failed)
-        results = Results(self.folder, self.config.trials)
-        began = time.monotonic()
-        self._note(0.0)
-
-        def take(event: TrialEvent) -> None:
-            tracker.take(event)
-            if event.outcome is not None:
-                self._keep(event.outcome)
-                results.write(self.outcomes, running=tracker.running)
-                self._note(time.monotonic() - began)
-            if on_progress is not None:
-                on_progress(tracker.progress)
-
-        if on_progress is not None:
-            on_progress(tracker.progress)
-        try:
-            if self.tasks:
-                engine(take)
-        finally:
-            results.write(self.outcomes, running=frozenset())
-            self._note(time.monotonic() - began)
-        ledger = Sweep(self.folder, self.config).ledger
-        costs = [cost.to_dict() for cost in composed_costs(ledger)]
-        self._note(time.monotonic() - began, {"cost": costs, "cost_of": ledger.head})
-
-    def _keep(self, outcome: TrialOutcome) -> None:
-        """Keeps how a trial ended; a worker that died could not."""
-        self.outcomes[outcome.name] = outcome
-        if outcome.error_kind == "worker":
-            run = self.folder / TRIALS / outcome.name
-            with suppress(OSError):
-                write_text(outcome_file(run), to_json(outcome.to_dict()))
-
-    def _note(self, seconds: float, more: Mapping[str, Any] | None = None) -> None:
-        """Renews sweep.json."""
-        task = self.config.base.schema.task
-        document = {
-            "format": FORMAT,
-            "dpads_version": dpads.__version__,
-            "created_at": self.facts.get("created_at", now()),
-            "task": task,
-            "loss": HEADLINE_LOSS[task],
-            "rows": self.config.rows,
-            "axes": list(self.config.axes),
-            "trials": [
-                {
-                    "trial": trial.name,
-                    "settings": {key: _without_infinity(v) for key, v in trial.settings.items()},
-                    "reference": trial.reference,
-                }
-                for trial in self.config.trials
-            ],
-            "seconds": float(self.facts.get("seconds", 0.0)) + seconds,
-            "workers": self.workers,
-            "threads": self.threads,
-            **(more or {}),
-        }
-        write_text(self.folder / SWEEP, to_json(document))
-
-
-def _without_infinity(value: Any) -> Any:
-    """JSON has no infinity."""
-    return "inf" if value == math.inf else value
-
-
-def _shares(
-    workers: int | None, threads: int | None, engine: Engine, trials: int, before: int | None
-) -> tuple[int | None, int]:
-    """How many trials at a time, and threads for each.
-
-    Args:
-        workers: as asked.
-        threads: as asked.
-        engine: on a cluster the number of workers is the cluster's own.
-        trials: how many there are.
-        before: threads of trials that were interrupted: their numbers depend on them.
-    """
-    if before is not None:
-        if threads is not None and threads != before:
-            raise ConfigError(
-                f"Expected threads = {before}, with which interrupted trials were begun, got {threads}: "
-                "their sums depend on it. Leave --threads out."
-            )
-        threads = before
-    if engine == "ray":
-        return workers, threads or 1
-    cores = available_cores()
-    if workers is None:
-        workers = min(trials, max(1, cores // (threads or 1)))
-    if threads is None:
-        threads = max(1, cores // workers)
-    if threads > cores:
-        raise ConfigError(
-            f"Expected threads to be at most {cores}, the cores that this process may use, got {threads}."
-        )
-    return workers, threads

@@ -26,6 +26,7 @@ from dpads.sweep_config import SweepConfig, parse_sweep
 from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_folder import sole_user
 from dpads.sweep_results import ALWAYS
+from dpads.sweep_stores import open_stores
 from dpads.sweep_trial import TrialTask, run_trial
 
 AXES = {
@@ -316,13 +317,13 @@ def test_stores_are_used_where_they_are(
     document = base()
     document["data"] = {"train": str(train_store.path), "test": str(test_store.path)}
     config = parse_sweep({"base": document, "axes": AXES}, base=Path())
-    stores = sweeping.open_stores(config, tmp_path / "store", None)
+    stores = open_stores(config, tmp_path / "store", None)
     assert stores.train.path == train_store.path
     assert stores.test_rows == "declared_test"
     assert not list((tmp_path / "store").iterdir())
     document["data"]["test"] = str(train_store.path)
     same = parse_sweep({"base": document, "axes": AXES}, base=Path())
-    assert sweeping.open_stores(same, tmp_path / "store", None).test_rows == "train_and_test"
+    assert open_stores(same, tmp_path / "store", None).test_rows == "train_and_test"
 
 
 def test_rows_that_another_split_trains_on_are_no_test_rows(
@@ -332,8 +333,8 @@ def test_rows_that_another_split_trains_on_are_no_test_rows(
     document["data"] = {"train": str(train_store.path), "test": 0.2}
     one = parse_sweep({"base": document, "axes": {"data.split_seed": [1]}}, base=Path())
     two = parse_sweep({"base": document, "axes": {"data.split_seed": [1, 2]}}, base=Path())
-    assert sweeping.open_stores(one, tmp_path / "store", None).test_rows == "test"
-    assert sweeping.open_stores(two, tmp_path / "store", None).test_rows == "train_and_test"
+    assert open_stores(one, tmp_path / "store", None).test_rows == "test"
+    assert open_stores(two, tmp_path / "store", None).test_rows == "train_and_test"
 
 
 def test_of_several_models_without_noise_the_best_over_all_seeds_is_the_baseline() -> None:
