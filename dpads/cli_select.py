@@ -164,7 +164,11 @@ def recipe(
         ),
     ] = None,
     hours: Annotated[
-        float, typer.Option(help="That all trials with noise together may take.")
+        float,
+        typer.Option(
+            help="That all trials with noise together may take; 19 trials without noise come on top, about "
+            "as long each."
+        ),
     ] = 1.0,
     trials: Annotated[
         int,

@@ -74,6 +74,12 @@ def check_asked(config: Config, hours: float, trials: int) -> None:
             "Expected no privacy.sampling_prob: the recipe chooses the batch size. Leave it out, and "
             "privacy.iterations; set training.epochs."
         )
+    if privacy.sampler != "poisson":
+        raise ConfigError(
+            f'Expected privacy.sampler = "poisson", got "{privacy.sampler}": trials with noise are taken '
+            "out of a Renyi filter, and no Renyi divergence of truncated batches is known. Leave the "
+            "sampler out."
+        )
     if config.data.test is None:
         raise ConfigError("The recipe compares models on test rows. Set data.test.")
     if config.training.noise_seed is not None or config.training.reference:

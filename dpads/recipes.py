@@ -95,7 +95,8 @@ def recipe(
         out: the recipe's folder; one that was begun there goes on.
         public: rows for the stages without noise, of the same schema: logs or a store, or "synthetic" for
             rows made up from the schema. None: the private rows, outside of any guarantee.
-        hours: that all trials with noise together may take on this machine.
+        hours: that all trials with noise together may take on this machine. Those without noise, 19 in all,
+            come on top and take about as long each.
         trials: how many trials with noise there are at most.
         workers: trials at a time; default: one for each core.
         threads: of each trial.

@@ -405,6 +405,7 @@ def test_made_up_rows_fit_every_kind_of_column(tmp_path: Path, task: Any) -> Non
     [
         ({"privacy": {"epsilon": None, "noise_multiplier": 1.0}}, "privacy.epsilon"),
         ({"privacy": {"dataset_size": None}}, "privacy.dataset_size"),
+        ({"privacy": {"sampler": "truncated_poisson"}}, "privacy.sampler"),
         ({"data": {"test": None}}, "data.test"),
         ({"training": {"noise_seed": 1}}, "noise_seed"),
         ({"training": {"reference": True}}, "training.reference"),
