@@ -12,6 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from private_selections import (
+    RATES,
+    Runner,
+    carry_out,
+    document,
+    number_drawn,
+    rate_of,
+)
 from scipy import stats
 
 import dpads
@@ -34,14 +42,6 @@ from dpads.store import ExampleStore
 from dpads.sweep_config import SweepConfig, parse_sweep
 from dpads.training import Trainer
 from dpads.tune_config import TuneConfig
-from tests.private_selections import (
-    RATES,
-    Runner,
-    carry_out,
-    document,
-    number_drawn,
-    rate_of,
-)
 
 
 @pytest.fixture

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from private_selections import (
+    SCHEMA,
+    carry_out,
+    document,
+    number_drawn,
+)
 
 import dpads
 from dpads.errors import ConfigError, RunError
@@ -29,12 +35,6 @@ from dpads.private_selection_worker import (
 )
 from dpads.store import ExampleStore
 from dpads.sweep_config import parse_sweep
-from tests.private_selections import (
-    SCHEMA,
-    carry_out,
-    document,
-    number_drawn,
-)
 
 
 def test_the_sealed_folder_looks_the_same_whatever_is_in_it(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_without_a_public_number_of_units_the_count_before_units_are_set_aside_i
 def test_the_command_selects_in_processes_of_its_own(
     log_folder: Path, train_store: ExampleStore, tmp_path: Path
 ) -> None:
-    from tests.cli_calls import dpads_command
+    from cli_calls import dpads_command
 
     text = parse_sweep(
         document(log_folder, tune={"mean_trials": 2.0, "law": "geometric"}), base=log_folder

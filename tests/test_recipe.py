@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_calls import done
 
 import dpads
 from dpads.accounting.events import dp_sgd
@@ -38,7 +39,6 @@ from dpads.sweep_config import SweepConfig
 from dpads.sweep_stores import open_stores
 from dpads.sweep_trial import TrialTask, run_trial
 from dpads.sweeping import Sweep
-from tests.cli_calls import done
 
 DOCUMENT: dict[str, Any] = {
     "schema": {

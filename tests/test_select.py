@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_calls import done, dpads_command
 
 import dpads
 from dpads.accounting.canonical import canonical_bytes
@@ -24,7 +25,6 @@ from dpads.sweep_folder import sole_user
 from dpads.sweep_stores import open_stores
 from dpads.sweep_trial import TrialTask, run_trial
 from dpads.sweeping import Sweep
-from tests.cli_calls import done, dpads_command
 
 BASE: dict[str, Any] = {
     "schema": {
