@@ -24,6 +24,11 @@ STORE: Final = "store"
 SYNTHETIC: Final = "synthetic"
 MADE_UP_ROWS: Final = 50_000
 
+_NOT_PUBLIC: Final = (
+    "The public rows are among data.train, whose rows the recipe protects. Name other rows, or "
+    '"synthetic"; or leave public out, and the claim says so.'
+)
+
 OnProgress = Callable[[str, SweepProgress | None], None]
 
 
@@ -139,11 +144,15 @@ def open_recipe_rows(
     if public is None:
         return RecipeRows(kept, test_rows, None)
     sources = list(public)
+    if sources != [SYNTHETIC] and _share_a_log(sources, data.train):
+        raise ConfigError(_NOT_PUBLIC)
     if sources == [SYNTHETIC] and not (stores / "public").exists():
         rows = min(MADE_UP_ROWS, (config.privacy.dataset_size or 1) * config.privacy.rows_per_unit)
         sources = [str(write_made_up_rows(schema, rows, stores / "synthetic.parquet"))]
     found = open_rows(sources, schema, stores / "public", on_prepare)
     found.check_labels()
+    if found.shares_examples(train):
+        raise ConfigError(_NOT_PUBLIC)
     return RecipeRows(kept, test_rows, found)
 
 

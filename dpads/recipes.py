@@ -29,7 +29,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.benching_costs import private_step_seconds
 from dpads.config import Config, load_config, parse_config
 from dpads.config_toml import to_toml
-from dpads.errors import ConfigError, RunError
+from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.plan import Plan
 from dpads.private_selection_state import locked
@@ -317,6 +317,12 @@ class _Recipe:
         """Stage 5 and its refinements: the stage and the trial of the best model."""
         noise = next(s.chosen[NOISE] for s in self._stages if s.name == SETTLED[-1])
         budget, left = FilterFile(self._folder), self._how.trials
+        covered = [entry.dp_event for entry in self._ledger.entries if entry.kind == "tuning"]
+        if covered != [budget.event()]:
+            raise CheckpointError(
+                f"{self._folder}: the ledger and the filter disagree about the total. Go on with the version "
+                "of dpads that began it, or begin anew under another --out."
+            )
         tried: list[tuple[str, Tried]] = []
         while settings := rounds_of(self._config, left, [item for _, item in tried]):
             name = f"{len(SETTLED) + 1 + len({stage for stage, _ in tried})}-learning-rates"

@@ -430,6 +430,33 @@ def test_a_configuration_that_lacks_what_it_needs_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_private_rows_are_not_taken_for_public_ones(
+    config: Config, log_folder: Path, here: Here, tmp_path: Path
+) -> None:
+    store = config.data.train[0]
+    with pytest.raises(ConfigError, match="public rows are among"):
+        recipe(config, out=tmp_path / "r", public=store)
+    logs = configuration(log_folder, data={"train": str(log_folder / "train.parquet")})
+    with pytest.raises(ConfigError, match="public rows are among"):
+        recipe(logs, out=tmp_path / "s", public=str(log_folder / "*train.parquet"))
+    assert not here.names
+
+
+def test_a_filter_of_another_total_is_refused(config: Config, here: Here, tmp_path: Path) -> None:
+    def stop(folder: Path, asked: SweepConfig) -> None:
+        if not asked.trials[0].reference:
+            raise KeyboardInterrupt
+
+    here.check = stop
+    with pytest.raises(KeyboardInterrupt):
+        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
+    path = tmp_path / "r" / "filter.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "rdp": 2 * facts["rdp"], "spent": []}))
+    with pytest.raises(CheckpointError, match="disagree about the total"):
+        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
+
+
 def test_a_folder_of_something_else_is_refused(config: Config, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     with pytest.raises(ConfigError, match="no recipe"):
