@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dpads.run_training import RunProgress
 
 CONNECT_SECONDS: Final = 5.0
-PROBE_SECONDS: Final = 15.0
+PROBE_SECONDS: Final = 20.0
 CHECK_SECONDS: Final = (
     60.0  # for every machine to look into the folder; a worker may have to start first
 )

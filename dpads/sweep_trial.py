@@ -28,6 +28,7 @@ from dpads.errors import CheckpointError, DpadsError, RunError
 from dpads.record import CHECKPOINTS, LEDGER, is_run, partial_of, to_json, write_text
 
 if TYPE_CHECKING:
+    from dpads.config import Config
     from dpads.plan import Plan
     from dpads.run import Run
     from dpads.run_training import RunProgress
@@ -181,6 +182,7 @@ def _train(task: TrialTask, folder: Path, clock: _Clock) -> Run:
     anew = _clear_the_way(task, folder)
 
     def announce(plan: Plan) -> None:
+        _check_room(config, plan)  # training checks too, but what cannot begin need not be charged
         if task.ledger is not None:
             announce_trial(Path(task.ledger), task, plan, anew=anew)
         clock.start()
@@ -195,6 +197,17 @@ def _train(task: TrialTask, folder: Path, clock: _Clock) -> Run:
         resume=partial_of(folder).exists(),
         on_plan=announce,
         on_progress=clock.watch,
+    )
+
+
+def _check_room(config: Config, plan: Plan) -> None:
+    """Refuses a model that will not fit into memory."""
+    from dpads.resources import check_memory, estimate_memory
+
+    rows = plan.mechanism.expected_batch_size * plan.privacy.rows_per_unit
+    noise = config.training.table_noise
+    check_memory(
+        estimate_memory(config.model, config.schema, expected_batch_size=rows, table_noise=noise)
     )
 
 

@@ -87,7 +87,6 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_trials_run_side_by_side_on_a_cluster(
     config: SweepConfig, tmp_path: Path, cluster: str
 ) -> None:
@@ -114,7 +113,6 @@ def test_trials_run_side_by_side_on_a_cluster(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_without_a_cluster_one_is_started_and_said_so(
     config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

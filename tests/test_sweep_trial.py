@@ -21,6 +21,7 @@ import dpads
 from dpads import sweep_trial, training
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
+from dpads.errors import ConfigError
 from dpads.store import ExampleStore
 from dpads.sweep_trial import TrialTask, outcome_file, read_outcome, run_trial
 
@@ -137,7 +138,7 @@ def test_what_was_cut_off_before_it_read_a_row_is_charged_once(
     assert announced(tmp_path)["0001", "tuning"] == 1
 
 
-def test_a_trial_that_failed_before_it_trained_is_not_charged_again(
+def test_a_model_that_does_not_fit_is_not_charged(
     train_store: ExampleStore, test_store: ExampleStore, tmp_path: Path
 ) -> None:
     task = task_of({"model": [TOO_LARGE]}, train_store, test_store, tmp_path)
@@ -145,7 +146,21 @@ def test_a_trial_that_failed_before_it_trained_is_not_charged_again(
     assert outcome.status == "failed"
     assert "memory" in str(outcome.error)
     assert not outcome.began
-    assert run_trial(dataclasses.replace(task, retry=True)).status == "failed"
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_trial_that_failed_before_it_trained_is_not_charged_again(
+    task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: object) -> None:
+        raise ConfigError("no room")
+
+    monkeypatch.setattr(training, "check_memory", no_room)
+    outcome = run_trial(task)
+    assert (outcome.status, outcome.error, outcome.began) == ("failed", "no room", False)
+    assert announced(tmp_path)["0001", "tuning"] == 1
+    monkeypatch.undo()
+    assert run_trial(dataclasses.replace(task, retry=True)).status == "done"
     assert announced(tmp_path)["0001", "tuning"] == 1
 
 
