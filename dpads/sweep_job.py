@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import dpads
-from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, DpadsError
 from dpads.evaluation import HEADLINE_LOSS
@@ -23,17 +22,11 @@ from dpads.sweep_composition import composed_costs
 from dpads.sweep_config import SweepConfig
 from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_folder import STORE, SWEEP, TRIALS
+from dpads.sweep_ledger import read_ledger
 from dpads.sweep_progress import SweepProgress, Tracker, work_of
 from dpads.sweep_results import Results
 from dpads.sweep_stores import open_stores
-from dpads.sweep_trial import (
-    LEDGER_LOCK,
-    TrialOutcome,
-    TrialTask,
-    locked,
-    outcome_file,
-    read_outcome,
-)
+from dpads.sweep_trial import TrialOutcome, TrialTask, outcome_file, read_outcome
 
 Engine = Literal["local", "ray"]
 FORMAT: Final = 1
@@ -65,9 +58,7 @@ class Job:
     ) -> Job:
         """Checks everything that can be checked before a trial runs, and finds what is to be done."""
         facts = read_json(folder / SWEEP) if (folder / SWEEP).exists() else {}
-        path = folder / LEDGER
-        if path.exists():
-            Ledger.load(path)
+        read_ledger(folder)
         stores = open_stores(config, folder / STORE, on_prepare)
         work = {
             trial.name: work_of(trial.config, stores.iterations_of(trial))
@@ -95,7 +86,7 @@ class Job:
                 name=trial.name,
                 config=to_toml(stores.config_of(trial)),
                 folder=str(runs[trial.name]),
-                ledger=str(path.absolute()),
+                ledger=str(folder.absolute() / LEDGER),
                 rows=config.rows,
                 test_rows=stores.test_rows,
                 threads=threads,
@@ -145,7 +136,7 @@ class Job:
                 ready.join()
             results.write(self.outcomes, running=frozenset())
             self._note(time.monotonic() - began)
-        ledger = _ledger(self.folder)
+        ledger = read_ledger(self.folder)
         costs = [cost.to_dict() for cost in composed_costs(ledger)]
         self._note(time.monotonic() - began, {"cost": costs, "cost_of": ledger.head})
 
@@ -189,14 +180,8 @@ def _get_ready(folder: Path) -> None:
     with suppress(ImportError):
         for name in ("dpads.sweep_report", "altair", "vl_convert"):
             importlib.import_module(name)
-    with suppress(DpadsError), locked(folder / LEDGER_LOCK):  # a trial may be writing to it
-        composed_costs(_ledger(folder))  # which keeps what it computed
-
-
-def _ledger(folder: Path) -> Ledger:
-    """The sweep's ledger."""
-    path = folder / LEDGER
-    return Ledger.load(path) if path.exists() else Ledger()
+    with suppress(DpadsError):
+        composed_costs(read_ledger(folder))  # which keeps what it computed
 
 
 def _without_infinity(value: Any) -> Any:

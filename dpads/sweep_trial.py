@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 import tomllib
@@ -22,10 +21,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from dpads.accounting.ledger import Ledger
 from dpads.config import parse_config
 from dpads.errors import CheckpointError, DpadsError, RunError
 from dpads.record import CHECKPOINTS, LEDGER, is_run, partial_of, to_json, write_text
+from dpads.sweep_ledger import announce_trial
 
 if TYPE_CHECKING:
     from dpads.config import Config
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from dpads.store import ExampleStore
 
 Status = Literal["done", "failed", "interrupted"]
-LEDGER_LOCK: Final = ".ledger.lock"
 TRIALS_LOCK: Final = ".lock"
 PATIENCE: Final = (
     10.0  # seconds for a worker of an earlier start to notice that its sweep has ended
@@ -184,7 +182,14 @@ def _train(task: TrialTask, folder: Path, clock: _Clock) -> Run:
     def announce(plan: Plan) -> None:
         _check_room(config, plan)  # training checks too, but what cannot begin need not be charged
         if task.ledger is not None:
-            announce_trial(Path(task.ledger), task, plan, anew=anew)
+            announce_trial(
+                Path(task.ledger),
+                task.name,
+                plan,
+                rows=task.rows,
+                test_rows=task.test_rows,
+                anew=anew,
+            )
         clock.start()
 
     test = config.data.test
@@ -233,65 +238,6 @@ def _clear_the_way(task: TrialTask, folder: Path) -> bool:
         partial.rename(partial.with_name(f"{folder.name}.lost-{number}"))
         return True
     return earlier is None or earlier.began
-
-
-def announce_trial(ledger: Path, task: TrialTask, plan: Plan, *, anew: bool = False) -> None:
-    """Puts a trial on the sweep's ledger: its training, and the exact read of its test rows.
-
-    Args:
-        ledger: the sweep's, shared by all workers under a lock.
-        task: the trial.
-        plan: what will run.
-        anew: whether to charge it once more, if it is there already.
-    """
-    with locked(ledger.with_name(LEDGER_LOCK)):
-        shared = Ledger.load(ledger) if ledger.exists() else Ledger(ledger)
-        kinds = [e.kind for e in shared.entries if e.details.get("trial") == task.name]
-        public = task.rows != "private"
-        outside = "public_data_only" if public else "not_covered"
-        kind = "tuning" if plan.is_private else "reference"
-        tries = kinds.count(kind) + int(anew or kind not in kinds)
-        details: dict[str, Any] = {
-            "trial": task.name,
-            "relation": str(plan.relation),
-            "delta": plan.delta,
-            "unit": plan.privacy.unit,
-            "cap": plan.privacy.max_examples_per_unit,
-        }
-        if tries > 1:
-            details["attempt"] = tries
-        if tries > kinds.count(kind):
-            shared.append(
-                kind=kind,
-                description=(
-                    f"Trial {task.name} of a sweep is trained"
-                    if plan.is_private
-                    else f"Trial {task.name} of a sweep is trained without noise"
-                ),
-                rows="train",
-                treatment="covered_by_accounting" if plan.is_private else outside,
-                dp_event=plan.event() if plan.is_private else None,
-                details=details,
-            )
-        if tries > kinds.count("evaluation"):
-            shared.append(
-                kind="evaluation",
-                description=f"Exact metrics of trial {task.name} of a sweep",
-                rows=task.test_rows,
-                treatment=outside,
-                details={key: details[key] for key in ("trial", "attempt") if key in details},
-            )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a file's lock; others wait for it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -17,20 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dpads._validate import nearest
-from dpads.accounting.ledger import Ledger
 from dpads.errors import ConfigError, RunError
 from dpads.kernels.workers import available_cores
-from dpads.record import LEDGER, read_json
+from dpads.record import read_json
 from dpads.sweep_composition import SweepCost, composed_costs
 from dpads.sweep_config import SweepConfig, Trial, load_sweep
 from dpads.sweep_engine import OnEvent, run_trials
 from dpads.sweep_folder import SWEEP, SWEEP_TOML, TRIALS, claim_folder, sole_user
 from dpads.sweep_job import Engine, Job
+from dpads.sweep_ledger import read_ledger
 from dpads.sweep_progress import SweepProgress
 from dpads.sweep_results import RESULTS
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from dpads.accounting.ledger import Ledger
 
 ENGINES: Final = ("local", "ray")
 REPORT: Final = "report.html"
@@ -87,8 +89,7 @@ class Sweep:
     @property
     def ledger(self) -> Ledger:
         """Every trial, announced before it trained."""
-        path = self.path / LEDGER
-        return Ledger.load(path) if path.exists() else Ledger()
+        return read_ledger(self.path)
 
     @property
     def costs(self) -> tuple[SweepCost, ...]:
