@@ -84,15 +84,12 @@ def _connected(ray: Any, address: str | None, on_note: Callable[[str], None]) ->
         _probe(address)
         ray.init(address=address, **options)
         on_note(f"Ray: the cluster at {address}")
+    elif _refusal("auto") is None:
+        ray.init(address="auto", **options)
+        on_note("Ray: the cluster on this machine")
     else:
-        try:
-            ray.init(address="auto", **options)
-            on_note("Ray: the cluster on this machine")
-        except ConnectionError:
-            on_note(
-                "Ray: no cluster was named or found, so one is started here for this sweep alone"
-            )
-            ray.init(address="local", include_dashboard=False, **options)
+        on_note("Ray: no cluster was named or answers, so one is started here for this sweep alone")
+        ray.init(address="local", include_dashboard=False, **options)
     try:
         yield
     finally:
@@ -104,11 +101,21 @@ def _probe(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ConfigError(f'address: expected HOST:PORT, got "{address}".')
-    advice = "Start one there (`ray start --head`), or give its address."
+    advice = (
+        "Start one there (`ray start --head`), or give its address; where a cluster asks for a token, Ray's "
+        "RAY_AUTH_MODE must be set here too."
+    )
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RunError(f"{address}: no Ray cluster answers ({error}). {advice}") from None
+    reason = _refusal(address)
+    if reason is not None:
+        raise RunError(f"{address}: no Ray cluster answers ({reason}). {advice}")
+
+
+def _refusal(address: str) -> str | None:
+    """Why no cluster can be reached, found out in bounded time; None where one can."""
     try:
         tried = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -117,13 +124,11 @@ def _probe(address: str) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RunError(
-            f"{address}: something answers, but no Ray cluster within {PROBE_SECONDS:g} s. {advice}"
-        ) from None
-    if tried.returncode != 0:
-        said = tried.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {tried.returncode}"
-        raise RunError(f"{address}: no Ray cluster answers ({reason}). {advice}")
+        return f"nothing that is Ray's within {PROBE_SECONDS:g} s"
+    if tried.returncode == 0:
+        return None
+    said = tried.stderr.decode(errors="replace").strip().splitlines()
+    return said[-1] if said else f"exit code {tried.returncode}"
 
 
 def _check_machines(ray: Any, folder: Path) -> None:

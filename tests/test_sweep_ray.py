@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from sweep_cases import TOO_LARGE, announced, base
 
 import dpads
+from dpads import sweep_ray
 from dpads.errors import ConfigError, MissingDependencyError, RunError
 from dpads.store import ExampleStore
 from dpads.sweep_config import SweepConfig, parse_sweep
@@ -55,6 +57,22 @@ def test_a_port_where_nobody_listens_is_refused_at_once(
             dpads.sweep(config, out=tmp_path / "s", engine="ray", address=address)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import time; time.sleep(60)", "nothing that is Ray's within 0.2 s"),
+        ("raise ConnectionError('not here')", "ConnectionError: not here"),
+        ("", None),
+    ],
+)
+def test_nobody_is_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch, code: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(sweep_ray, "_PROBE", code)
+    monkeypatch.setattr(sweep_ray, "PROBE_SECONDS", 0.2 if reason and "within" in reason else 60.0)
+    assert sweep_ray._refusal("auto") == reason
+
+
 @pytest.mark.slow
 def test_a_port_that_is_not_rays_is_refused_in_bounded_time(
     config: SweepConfig, tmp_path: Path
@@ -67,23 +85,35 @@ def test_a_port_that_is_not_rays_is_refused_in_bounded_time(
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
-    """A Ray cluster of two cores on this machine, as `ray start --head` makes one."""
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of two cores, reachable from this machine alone; it is ended by its own process.
+
+    `ray stop` would end every cluster of the machine. A token in the home folder of whoever runs the tests
+    is none of theirs: this cluster asks for none.
+    """
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [str(Path(sys.executable).parent / "ray")]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     options = ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    subprocess.run(
-        [*command, "start", "--head", f"--port={port}", *options],
-        env=environment, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+    place = ["--node-ip-address=127.0.0.1", f"--port={port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    with (tmp_path / "ray.log").open("wb") as log:
+        head = subprocess.Popen(
+            [*command, *options, *place], env=environment, stdout=log, stderr=log
+        )
     try:
+        until = time.monotonic() + 120
+        while b"Ray runtime started" not in (tmp_path / "ray.log").read_bytes():
+            assert head.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
-        subprocess.run([*command, "stop", "--force"], check=False, capture_output=True, timeout=120)
+        head.terminate()
+        head.wait(60)
 
 
 @pytest.mark.slow
@@ -113,14 +143,19 @@ def test_trials_run_side_by_side_on_a_cluster(
 
 
 @pytest.mark.slow
-def test_without_a_cluster_one_is_started_and_said_so(
-    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_cluster_one_is_started_and_said_so(config: SweepConfig, tmp_path: Path) -> None:
+    """In a process and a home folder of its own: Ray keeps a token there, and a mode in the process."""
     pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notes: list[str] = []
-    swept = dpads.sweep(config, out=tmp_path / "s", engine="ray", workers=2, on_note=notes.append)
-    assert set(swept.results["status"]) == {"done"}
-    assert len(notes) == 1
-    assert "one is started here for this sweep alone" in notes[0]
+    file, out = tmp_path / "sweep.toml", tmp_path / "s"
+    file.write_text(config.to_toml())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "dpads", "sweep", str(file), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--engine", "ray", "--workers", "2"],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "one is started here for this sweep alone" in done.stderr
+    assert set(dpads.Sweep.open(out).results["status"]) == {"done"}
