@@ -21,6 +21,7 @@ _STAGES: Mapping[str, str] = {
     "selected_training": "training",
     "evaluation": "evaluation",
     "reference": "reference_training",
+    "trial": "further_trials",
     "unplanned_read": "monitoring_and_logs",
     "upstream": "filtering_or_downsampling",
 }
@@ -47,6 +48,10 @@ _TUNING: Mapping[str | None, tuple[str, str]] = {
         "Other runs on these rows chose columns, clip constants, buckets or hyperparameters.",
     ),
 }
+_TRIAL = (
+    "Whether the results of other trials chose this one, and how the sweep's columns, clip constants, "
+    "buckets and hyperparameters were chosen."
+)
 _BUT_THESE = " but those of the runs that this statement counts"
 _JOINT_TUNING = (
     "Runs and looks that chose columns, clip constants, buckets or hyperparameters, but for the runs "
@@ -63,12 +68,15 @@ def accesses_of(runs: JointRuns) -> list[dict[str, Any]]:
 def tuning_of(runs: JointRuns) -> str | None:
     """How people say that the configurations were chosen: the weakest answer of any run.
 
-    In a joint statement "not_accounted" may mean the very runs that it composes: no answer.
+    In a joint statement "not_accounted" may mean the very runs that it composes: no answer. Nor is
+    there one of a trial of a sweep, whichever was said: results of the others may have chosen it.
     """
     said = {run.human.tuning for run in runs.runs}
-    if runs.counts_others and "not_accounted" in said:
+    if "not_accounted" in said and not runs.counts_others:
+        return "not_accounted"
+    if "not_accounted" in said or any(run.is_trial for run in runs.runs):
         return None
-    order = (None, "not_accounted", "public_data", "none")
+    order = (None, "public_data", "none")
     return next(answer for answer in order if answer in said)
 
 
@@ -110,7 +118,8 @@ def _of_entry(entry: LedgerEntry) -> dict[str, Any]:
     if entry.chose_configuration:
         stage = _CHOOSING.get(entry.kind, stage)
     row = _row(stage, entry.description, entry.treatment, filled_by)
-    return {**row, "rows": entry.rows}
+    trials = {"trials": entry.details["trials"]} if entry.kind == "trial" else {}
+    return {**row, "rows": entry.rows, **trials}
 
 
 def _of_selected(runs: JointRuns, place: int, entry: LedgerEntry) -> dict[str, Any]:
@@ -185,6 +194,8 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
     treatment, text = _TUNING[said]
     if said is None and runs.counts_others:
         text = _JOINT_TUNING
+    elif said is None and runs.first.is_trial:
+        text = _TRIAL
     elif said == "none" and runs.compared:
         text = text.removesuffix(".") + f"{_BUT_THESE}."
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]

@@ -123,7 +123,7 @@ def _ledger(inputs: StatementInputs) -> list[Check]:
 def _kept_inside(inputs: StatementInputs) -> list[Check]:
     """What looked at training rows without noise stays inside."""
     checks = []
-    looks = [*inputs.entries("reference"), *inputs.entries("evaluation")]
+    looks = [e for kind in ("reference", "evaluation", "trial") for e in inputs.entries(kind)]
     private = [entry for entry in looks if entry.treatment != "public_data_only"]
     references = [entry for entry in private if entry.kind == "reference"]
     if not all(entry.chose_configuration for entry in references):
@@ -152,8 +152,8 @@ def _kept_inside(inputs: StatementInputs) -> list[Check]:
             _by_people(
                 inputs,
                 "public_rows.are_public",
-                "The rows that were read without noise and are called public hold nobody's data that "
-                "this guarantee is about.",
+                "The rows that were read outside of this guarantee and are called public hold nobody's "
+                "data that this guarantee is about.",
                 "The configuration calls them public; code cannot know.",
             )
         )

@@ -55,7 +55,9 @@ def not_covered(data: Mapping[str, Any]) -> list[str]:
     accesses = [
         access
         for access in data["definition"]["data_accesses"]
-        if access["treatment"] == "not_covered" and access["stage"] != "retraining_or_refresh"
+        if access["treatment"] == "not_covered"
+        and access["stage"] != "retraining_or_refresh"
+        and access.get("trials") != 1
     ]
     return list(dict.fromkeys(_briefly(access, data) for access in accesses))
 
@@ -188,6 +190,8 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         return "the reference model trained without noise on the same rows, and its metrics"
     if stage == "reference_tuning":
         return "runs without noise on the same rows, which chose hyperparameters of this model"
+    if stage == "further_trials":
+        return _further_trials(int(access["trials"]), joint=len(data["ledgers"]) > 1)
     if stage == "model_selection":
         return {
             "test": "the test rows, which were read exactly for metrics that chose among runs",
@@ -210,6 +214,16 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if stage == "filtering_or_downsampling" and access["filled_by"] == "human":
         return f"what was done to the log before: {text}"
     return text
+
+
+def _further_trials(trials: int, *, joint: bool) -> str:
+    """The trials of a sweep that a statement is not about."""
+    if joint:
+        return (
+            f"other ones of the {trials:,} trials of a sweep that runs of this statement belong to"
+        )
+    others = "the other trial" if trials == 2 else f"the {trials - 1:,} other trials"
+    return f"{others} of the sweep that this run belongs to"
 
 
 def _is_broken(check: Mapping[str, Any]) -> bool:

@@ -163,6 +163,12 @@ class StatementInputs:
         """The tuning entry that covers the selected run; None where none before it does."""
         return compared.covering(self.ledger, self.relation)
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether this run is one of several on private rows whose cost is on another ledger."""
+        private = (e for e in self.entries("trial") if e.treatment != "public_data_only")
+        return any(entry.details["trials"] > 1 for entry in private)
+
     def entries(self, kind: str) -> list[LedgerEntry]:
         """The ledger's entries of one kind."""
         return [entry for entry in self.ledger if entry.kind == kind]

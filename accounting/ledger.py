@@ -35,6 +35,7 @@ KINDS: Mapping[str, str] = {
     "selected_training": "the training run that a tuning entry before it covers",
     "evaluation": "exact metrics on private rows",
     "reference": "a model trained without noise on private rows",
+    "trial": "the further trials of the sweep that this run is one of",
     "unplanned_read": "a read of the model during training that no schedule fixed in advance",
     "upstream": "what happened to the data before it came here, as its user declares it",
 }
@@ -54,10 +55,10 @@ TREATMENTS: Mapping[str, str] = {
 
 # These only say more about an entry before them, whose event covers them.
 _WITHOUT_EVENT = frozenset({"training_finished", "unplanned_read", "selected_training"})
-_NEVER_COVERED = frozenset({"evaluation", "reference"})
+_NEVER_COVERED = frozenset({"evaluation", "reference", "trial"})
 _OUTSIDE = ("not_covered", "not_released", "public_data_only")
 _OF_TRAINING = frozenset(
-    {"training", "training_finished", "unplanned_read", "reference", "selected_training"}
+    {"training", "training_finished", "unplanned_read", "reference", "selected_training", "trial"}
 )
 _FIRST = "0" * 64
 _LINE_KEYS = {"entry", "index", "previous", "sha256"}
@@ -77,7 +78,8 @@ class LedgerEntry:
         details: Further plain data, such as {"executed": 347, "replayed": 0}. Of the kind
             "selected_training" its "dp_event" is that of the run, which a tuning entry before it
             has to cover. "chose_configuration": True on an evaluation or a reference says that its
-            result chose columns or hyperparameters of this model.
+            result chose columns or hyperparameters of this model. A "trial" says of how many "trials"
+            this run is one, itself included.
 
     Raises:
         InputError: An unknown word, a covered access without an event, or an event on an access
@@ -104,7 +106,8 @@ class LedgerEntry:
         if self.kind in _NEVER_COVERED and self.treatment not in _OUTSIDE:
             raise InputError(
                 f'Expected a ledger entry of kind "{self.kind}" to be "not_covered" or '
-                f'"not_released", or "public_data_only", got "{self.treatment}": it adds no noise.'
+                f'"not_released", or "public_data_only", got "{self.treatment}": no event of it is on '
+                "this ledger."
             )
         on_public_rows = (self.kind, self.treatment) == ("reference", "public_data_only")
         on_other_rows = on_public_rows and self.rows == "none"
@@ -126,6 +129,12 @@ class LedgerEntry:
             )
         if self.dp_event is not None:
             to_dp_event(self.dp_event)
+        trials = self.details.get("trials")
+        if self.kind == "trial" and (type(trials) is not int or trials < 1):
+            raise InputError(
+                'Expected a ledger entry of kind "trial" to say in its details how many "trials" there '
+                f"are, got {trials!r}."
+            )
         if self.kind == "selected_training":
             if not covered:
                 raise InputError(

@@ -117,6 +117,12 @@ def _of_accesses(data: Mapping[str, Any]) -> list[str]:
             "Hyperparameters that runs without noise chose are functions of the training rows. Nothing "
             "bounds what they tell; that it is next to nothing is what the claim rests on."
         )
+    if "further_trials" in stages:
+        items.append(
+            "This is a trial of a sweep. Whoever sees the other trials or their results too, or a model "
+            "that was chosen for its result, has a weaker guarantee: what they cost together is on the "
+            "sweep's ledger."
+        )
     tuning = data["accounting"]["tuning"]["method"]
     if tuning == "repeat_and_select":
         items.append(

@@ -36,6 +36,7 @@ _KINDS: Mapping[str, str] = {
     "reference_tuning": "reference",
     "model_selection": "evaluation",
     "monitoring_and_logs": "unplanned_read",
+    "further_trials": "trial",
     "filtering_or_downsampling": "upstream",
 }
 """The ledger's kind of each stage that an entry can have."""
@@ -239,8 +240,16 @@ def _tuning(data: Mapping[str, Any], place: int, missing: set[str]) -> str | Non
         for evidence in check["evidence"]
         if evidence["ref"].startswith("statement.tuning = ")
     ]
+    if not said and "tuning" not in missing:
+        # One answer that counts as none of several runs, and another of a trial of a sweep.
+        accesses = data["definition"]["data_accesses"]
+        others = any(
+            access.get("trials", 1) > 1 and access["treatment"] != "public_data_only"
+            for access in accesses
+        )
+        return "none" if others else "not_accounted"
     if not said:
-        return None if "tuning" in missing else "not_accounted"
+        return None
     answer = said[min(place, len(said) - 1)]
     if answer not in TUNING:
         raise VerificationError('checks: "tuning.declared" has evidence of an unknown answer.')
@@ -399,7 +408,9 @@ class _Filling:
         """An entry without an event, and how often it is there."""
         times = _TIMES.fullmatch(row["description"])
         text, count = (times[1], int(times[2])) if times else (row["description"], 1)
-        details = {"chose_configuration": True} if row["stage"] in _CHOSE else {}
+        details: dict[str, Any] = {"chose_configuration": True} if row["stage"] in _CHOSE else {}
+        if "trials" in row:
+            details["trials"] = row["trials"]
         return _entry(row, path, text, None, details), count
 
 

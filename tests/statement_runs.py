@@ -128,6 +128,13 @@ NOISY_COUNT = {
     "description": "A noisy count of clicks, for the bias",
     "dp_event": events.gaussian(100.0),
 }
+TRIAL = {
+    "kind": "trial",
+    "description": "This run is one of 6 trials of a sweep on the same rows; what they cost together is "
+    "on the sweep's ledger",
+    "treatment": "not_covered",
+    "details": {"sweep": "a7" * 32, "trials": 6},
+}
 SCORED = events.gaussian(20.0)
 SELECTION = {
     "kind": "tuning",
@@ -252,6 +259,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "human": {"tuning": "none", "asserted_by": "Ada"},
     },
     "selected privately": {"privacy": FIXED_NOISE, "before": (TUNED,), "selected": True},
+    "trial": {"before": (TRIAL,), "human": {"tuning": "none"}},
+    "trial of few": {"before": ({**TRIAL, "details": {"trials": 2}},), "human": EVERYTHING},
+    "trial alone": {"before": ({**TRIAL, "details": {"trials": 1}},), "human": EVERYTHING},
+    "trial on public rows": {"before": ({**TRIAL, "treatment": "public_data_only"},)},
     "recipe": {
         "privacy": FIXED_NOISE,
         "before": (FILTER, NOISE_FREE_STAGE, CHOSEN_BY_TESTS),
@@ -277,6 +288,10 @@ JOINT: dict[str, list[dict[str, Any]]] = {
     "one of them selected": [
         {"run": "a"},
         {"run": "b", "privacy": FIXED_NOISE, "before": (TUNED,), "selected": True},
+    ],
+    "two trials": [
+        {"before": (TRIAL,), "human": {"tuning": "not_accounted"}},
+        {"before": (TRIAL,), "human": {"tuning": "none"}},
     ],
     "two of a recipe": [
         {"privacy": FIXED_NOISE, "before": (FILTER, NOISE_FREE_STAGE), "selected": True},

@@ -126,6 +126,38 @@ def test_public_rows_are_somebodys_word() -> None:
     assert "are called public hold nobody's data" in statement.headline
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("trial", "Not covered: the 5 other trials of the sweep that this run belongs to; "),
+        ("trial of few", "Not covered: the other trial of the sweep that this run belongs to; "),
+        (
+            "two trials",
+            "other ones of the 6 trials of a sweep that runs of this statement belong to",
+        ),
+    ],
+)
+def test_a_trials_own_statement_is_about_that_trial_alone(name: str, words: str) -> None:
+    statement = statement_of(name)
+    assert words in statement.headline
+    assert "how the configuration was chosen" in statement.headline  # whatever people said
+    assert result_of(statement, "tuning.declared") == "unknown"
+    assert any("This is a trial of a sweep." in text for text in statement.data["limitations"])
+    data = json.loads(statement.to_json())
+    row = next(a for a in data["definition"]["data_accesses"] if "trials" in a)
+    row["trials"] = 1
+    assert failure(sealed(data))
+
+
+def test_trials_without_others_or_on_public_rows() -> None:
+    alone = statement_of("trial alone")
+    assert "sweep" not in alone.headline
+    assert result_of(alone, "tuning.declared") == "holds"
+    public = statement_of("trial on public rows")
+    assert public.claim_level is ClaimLevel.CONDITIONAL
+    assert "trials" not in public.headline
+
+
 LARGER = events.composed([OWN, OWN])
 UNCOVERED: dict[str, StatementInputs] = {
     "nothing before it": selected(),
