@@ -143,7 +143,9 @@ def _cost_figure(
             trials=tuple(row["trial"] for row in found),
         )
 
-    points = tuple(point(*key, found) for key, found in sorted(grouped(rows, place).items()))
+    points = tuple(
+        point(line, x, found) for (line, x), found in sorted(grouped(rows, place).items())
+    )
     workers = int(sweep.document.get("workers") or 1)
     together = f" Up to {workers} trials ran side by side." if workers > 1 else ""
     has_infinity = any(math.isinf(p.x) for p in points)
