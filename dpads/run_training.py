@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +171,7 @@ def train_config(
     performance: Performance = Performance(),  # noqa: B008 (frozen)
     out: str | Path | None = None,
     resume: bool = False,
+    first: Sequence[Mapping[str, Any]] = (),
     on_prepare: Callable[[int], None] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
@@ -187,6 +188,8 @@ def train_config(
         performance: threads and memory.
         out: the run's folder, which must not exist; None keeps the run in memory.
         resume: go on with what an interrupted run left beside `out`.
+        first: fields of the entries that the run's ledger begins with: what was done to the same rows
+            before, or is done beside this run.
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_plan: called once with the mechanism, before anything is learnt from a row.
         on_progress: called a few times a second.
@@ -210,10 +213,12 @@ def train_config(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
             rows = open_run_rows(config, store, test, Path(name), on_prepare)
+            ledger = Ledger()
+            _begin(ledger, first)
             if on_plan is not None:
                 on_plan(rows.plan)
             return _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
-                Ledger(), None
+                ledger, None
             )
     target = Path(out)
     made: list[Path] = []
@@ -232,18 +237,30 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = open_run_rows(config, store, test, prepared, on_prepare)
+        _begin(ledger, first)
         if on_plan is not None:
             on_plan(rows.plan)
         run = _Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
             ledger, partial
         )
     except BaseException:
-        if not ledger.entries:  # nothing was read to learn from: nothing to account for
+        if not has_begun(ledger, first):  # nothing was read to learn from: nothing to account for
             files.drop_partial(partial, made)
         raise
     files.finish_partial(partial, target)
     run.path, run.ledger = target, Ledger.load(target / files.LEDGER)
     return run
+
+
+def has_begun(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run's ledger announces anything beside the entries that it was given to begin with."""
+    return len(ledger.entries) > len(first)
+
+
+def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the first entries on a ledger, those that it lacks."""
+    for fields in first[len(ledger.entries) :]:
+        ledger.append(**fields)
 
 
 def _interrupted(config: Config, target: Path) -> Path:

@@ -17,12 +17,12 @@ from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, DpadsError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.kernels.workers import available_cores
-from dpads.record import LEDGER, is_run, now, partial_of, read_json, to_json, write_text
+from dpads.record import LEDGER, is_run, now, partial_of, read_json, sha256, to_json, write_text
 from dpads.sweep_composition import composed_costs
 from dpads.sweep_config import SweepConfig
 from dpads.sweep_engine import OnEvent, TrialEvent
-from dpads.sweep_folder import STORE, SWEEP, TRIALS
-from dpads.sweep_ledger import read_ledger
+from dpads.sweep_folder import STORE, SWEEP, SWEEP_TOML, TRIALS
+from dpads.sweep_ledger import one_of, read_ledger
 from dpads.sweep_progress import SweepProgress, Tracker, work_of
 from dpads.sweep_results import Results
 from dpads.sweep_stores import open_stores
@@ -55,6 +55,7 @@ class Job:
         engine: Engine,
         retry_failed: bool,
         on_prepare: Callable[[int], None] | None,
+        first: Sequence[Mapping[str, Any]] | None,
     ) -> Job:
         """Checks everything that can be checked before a trial runs, and finds what is to be done."""
         facts = read_json(folder / SWEEP) if (folder / SWEEP).exists() else {}
@@ -81,6 +82,9 @@ class Job:
             if not is_run(runs[trial.name]) and (retry_failed or trial.name not in failed)
         ]
         todo.sort(key=lambda trial: -work[trial.name])  # so that no long one is left for the end
+        if first is None:
+            asked = sha256((folder / SWEEP_TOML).read_bytes())
+            first = one_of(len(config.trials), asked, config.rows)
         tasks = [
             TrialTask(
                 name=trial.name,
@@ -91,6 +95,7 @@ class Job:
                 test_rows=stores.test_rows,
                 threads=threads,
                 retry=trial.name in failed,
+                first=first,
             )
             for trial in todo
         ]

@@ -29,6 +29,32 @@ def read_ledger(folder: Path) -> Ledger:
         return Ledger.load(path) if path.exists() else Ledger()
 
 
+def one_of(trials: int, asked: str, rows: str, what: str = "a sweep") -> list[dict[str, Any]]:
+    """What the ledger of a trial's own run begins with: its statement is about one of many.
+
+    Args:
+        trials: how many share the rows; one alone has nothing to say, nor have those on made-up rows.
+        asked: the digest of what was asked for.
+        rows: what the training rows are: "private", "public" or "synthetic".
+        what: they are trials of.
+
+    Returns:
+        Fields of ledger entries.
+    """
+    if trials < 2 or rows == "synthetic":
+        return []
+    return [
+        {
+            "kind": "trial",
+            "description": f"This run is one of {trials} trials of {what} on the same rows; what they cost "
+            f"together is on the ledger of {what.replace('a ', 'the ', 1)}",
+            "rows": "train",
+            "treatment": "not_covered" if rows == "private" else "public_data_only",
+            "details": {"sweep": asked, "trials": trials},
+        }
+    ]
+
+
 def announce_trial(
     ledger: Path, trial: str, plan: Plan, *, rows: str, test_rows: str, anew: bool
 ) -> None:

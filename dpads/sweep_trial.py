@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -55,6 +55,7 @@ class TrialTask:
         test_rows: what the ledger calls the rows that metrics are computed on.
         threads: for training.
         retry: whether this is a new try of a trial that failed.
+        first: fields of the entries that its run's own ledger begins with: that it is one of many.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TrialTask:
     test_rows: str = "test"
     threads: int = 1
     retry: bool = False
+    first: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -200,6 +202,7 @@ def _train(task: TrialTask, folder: Path, clock: _Clock) -> Run:
         performance=Performance(threads=task.threads),
         out=folder,
         resume=partial_of(folder).exists(),
+        first=task.first,
         on_plan=announce,
         on_progress=clock.watch,
     )
@@ -224,9 +227,13 @@ def _clear_the_way(task: TrialTask, folder: Path) -> bool:
     """
     partial = partial_of(folder)
     earlier = read_outcome(folder)
-    if partial.exists() and not (partial / LEDGER).exists():
-        shutil.rmtree(partial)  # cut off before anything was read to train on
-        return False
+    if partial.exists() and not _has_begun(task, partial):
+        # Cut off before anything was read to train on, unless somebody took the ledger away: it is begun
+        # before the sweep's ledger has the trial.
+        taken = bool(task.first) or (partial / CHECKPOINTS).exists()
+        taken &= not (partial / LEDGER).exists()
+        shutil.rmtree(partial)
+        return taken
     if partial.exists():
         lost = earlier is not None and earlier.error_kind == CheckpointError.__name__
         lost |= not [path for path in partial.glob(f"{CHECKPOINTS}/*-*") if not path.suffix]
@@ -238,6 +245,15 @@ def _clear_the_way(task: TrialTask, folder: Path) -> bool:
         partial.rename(partial.with_name(f"{folder.name}.lost-{number}"))
         return True
     return earlier is None or earlier.began
+
+
+def _has_begun(task: TrialTask, partial: Path) -> bool:
+    """Whether a partial run may have read rows to train on."""
+    from dpads.accounting.ledger import Ledger
+    from dpads.run_training import has_begun
+
+    path = partial / LEDGER
+    return path.exists() and has_begun(Ledger.load(path), task.first)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ DIR/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dpads._validate import nearest
 from dpads.errors import ConfigError, RunError
@@ -123,6 +123,7 @@ def sweep(
     workers: int | None = None,
     threads: int | None = None,
     retry_failed: bool = False,
+    first: Sequence[Mapping[str, Any]] | None = None,
     on_prepare: Callable[[int], None] | None = None,
     on_progress: Callable[[SweepProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -138,6 +139,8 @@ def sweep(
         workers: how many trials run at a time; default: one for each core that this process may use.
         threads: of each trial; default: the cores over the workers.
         retry_failed: try trials again that failed. What trained and was lost is charged again.
+        first: fields of the entries that the ledger of each trial's own run begins with; default: one that
+            says that it is one of many.
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_progress: called a few times a second.
         on_note: told what the caller did not decide, such as which cluster is used.
@@ -171,7 +174,9 @@ def sweep(
     with sole_user(folder):
         try:
             claim_folder(folder, config)
-            job = Job.begin(folder, config, workers, threads, engine, retry_failed, on_prepare)
+            job = Job.begin(
+                folder, config, workers, threads, engine, retry_failed, on_prepare, first
+            )
             job.carry_out(_engine(engine, address, job, on_note), on_progress)
             result = Sweep(folder, config)
             if job.tasks or not (folder / REPORT).exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -58,6 +59,17 @@ def test_every_trial_is_an_ordinary_run(swept: dpads.Sweep) -> None:
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (swept.path, swept.path / "trials")]
     assert modes == [0o700, 0o700]
     assert not list(swept.path.glob("trials/*.partial"))
+
+
+def test_no_trial_is_stated_without_the_others(swept: dpads.Sweep) -> None:
+    asked = hashlib.sha256((swept.path / "sweep.toml").read_bytes()).hexdigest()
+    for trial in swept.trials:
+        run = dpads.Run.load(swept.folder_of(trial.name))
+        kinds = [entry.kind for entry in run.ledger.entries]
+        assert kinds == ["trial", "training", "training_finished", "evaluation"]
+        entry = run.ledger.entries[0]
+        assert (entry.treatment, entry.details) == ("not_covered", {"sweep": asked, "trials": 10})
+        assert "9 other trials" in run.statement().headline
 
 
 def test_results_have_a_row_for_each_trial(swept: dpads.Sweep) -> None:

@@ -23,6 +23,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
 from dpads.store import ExampleStore
+from dpads.sweep_ledger import one_of
 from dpads.sweep_trial import TrialTask, outcome_file, read_outcome, run_trial
 
 
@@ -162,6 +163,66 @@ def test_a_trial_that_failed_before_it_trained_is_not_charged_again(
     monkeypatch.undo()
     assert run_trial(dataclasses.replace(task, retry=True)).status == "done"
     assert announced(tmp_path)["0001", "tuning"] == 1
+
+
+def test_a_trial_of_many_says_so_on_its_own_ledger_once(
+    task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = one_of(3, "0" * 64, "private")
+    task = dataclasses.replace(task, first=first)
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(task, cut_off)
+    assert run_trial(TrialTask(**json.loads(json.dumps(task.to_dict())))).status == "done"
+    assert announced(tmp_path) == {("0001", "tuning"): 1, ("0001", "evaluation"): 1}
+    run = dpads.Run.load(task.folder)
+    assert kinds(run.ledger) == ["trial", "training", "training_finished", "evaluation"]
+    assert run.ledger.entries[0].details == {"sweep": "0" * 64, "trials": 3}
+    assert "the 2 other trials of the sweep" in run.statement().headline
+    assert dpads.verify(task.folder).ok
+
+
+def test_one_trial_alone_and_made_up_rows_have_nothing_to_say() -> None:
+    assert one_of(1, "", "private") == one_of(5, "", "synthetic") == []
+    assert one_of(5, "", "public")[0]["treatment"] == "public_data_only"
+    (entry,) = one_of(5, "", "private", "a recipe")
+    assert entry["treatment"] == "not_covered"
+    assert "5 trials of a recipe" in entry["description"]
+
+
+def test_what_a_ledger_begins_with_is_no_beginning_of_training(
+    task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: object) -> None:
+        raise ConfigError("no room")
+
+    task = dataclasses.replace(task, first=one_of(3, "", "private"))
+    monkeypatch.setattr(training, "check_memory", no_room)
+    assert not run_trial(task).began
+    monkeypatch.undo()
+    with monkeypatch.context() as killed:
+        killed.setattr(training.Trainer, "__init__", cut_off)
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(TypeError):
+            run_trial(task)
+    assert run_trial(task).status == "done"
+    assert announced(tmp_path)["0001", "tuning"] == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_ledger_that_somebody_took_away_is_no_free_trial(
+    task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    task = dataclasses.replace(task, first=[] if alone else one_of(3, "", "private"))
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(task, cut_off)
+    partial = Path(f"{task.folder}.partial")
+    (partial / "ledger.jsonl").unlink()
+    if not alone:
+        shutil.rmtree(partial / "checkpoints")
+    assert run_trial(task).status == "done"
+    assert announced(tmp_path)["0001", "tuning"] == 2
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "run"])
