@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -142,18 +143,27 @@ def _print(result: Sweep) -> int:
 
     rows = result.results.to_dicts()
     loss = HEADLINE_LOSS[result.config.base.schema.task]
-    axes = [key for key in result.config.axes if len({str(row[key]) for row in rows}) > 1]
-    names = [key.rpartition(".")[2] for key in axes]
-    heads = [key if names.count(name) > 1 else name for key, name in zip(axes, names, strict=True)]
+    varied = [key for key in result.config.axes if len({str(row[key]) for row in rows}) > 1]
+    axes = varied or list(result.config.axes)
+    increase = "relative_increase"
+    compared = any(row[increase] is not None for row in rows)
     print_table(
         "Trials (exact reads of test rows, not covered)",
-        ["trial", *heads, loss.replace("_", " "), "95 %", "spent"],
+        [
+            "trial",
+            *map(_head, axes),
+            loss.replace("_", " "),
+            "95 %",
+            *(["over no noise"] if compared else []),
+            "spent",
+        ],
         [
             [
                 row["trial"],
-                *(_setting(row[key]) for key in axes),
+                *(_setting(key, row) for key in axes),
                 row["status"] if row[loss] is None else f"{row[loss]:.4f}",
                 _interval(row, loss),
+                *([_percent(row[increase])] if compared else []),
                 _epsilon(row["epsilon"]),
             ]
             for row in rows
@@ -165,7 +175,9 @@ def _print(result: Sweep) -> int:
         typer.echo(f"{row['trial']} failed: {row['error']}")
     for line in cost_lines(result):
         typer.echo(line)
-    typer.echo(f"\n{result.path}: report.html, results.parquet, trials/, ledger.jsonl")
+    names = ("report.html", "results.parquet", "trials", "ledger.jsonl")
+    left = [name for name in names if (result.path / name).exists()]
+    typer.echo(f"\n{result.path}: {', '.join(left)}")
     return len(failed)
 
 
@@ -195,9 +207,26 @@ def cost_lines(result: Sweep) -> list[str]:
     return lines
 
 
-def _setting(value: Any) -> str:
-    """A setting in a cell."""
+def _head(key: str) -> str:
+    """An axis as the head of a column: which table it is of where its last word does not tell."""
+    table, _, name = key.rpartition(".")
+    owner = table.rpartition(".")[2].removesuffix("_optimizer")
+    return f"{owner} {name}".replace("_", " ") if "optimizer" in table else name.replace("_", " ")
+
+
+def _setting(key: str, row: Mapping[str, Any]) -> str:
+    """A setting in a cell; a model by its name and what tells it from others."""
+    value = row[key]
+    if key == "model":
+        table = json.loads(value)
+        rest = [f"{name} {item}" for name, item in table.items() if name != "name"]
+        return " ".join([str(table["name"]), *rest])
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    """A relative increase."""
+    return "–" if value is None else f"{100 * value:+.1f} %"
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -212,7 +241,9 @@ def _epsilon(value: float | None) -> str:
 
     if value is None:
         return "–"
-    return "inf" if value == float("inf") else f"{round_up(value):.2f}"
+    if value == float("inf"):
+        return "inf"
+    return f"{round_up(value, 5):g}" if value < 0.1 else f"{round_up(value):.2f}"
 
 
 Watch: TypeAlias = "tuple[Callable[[int], None], Callable[[SweepProgress], None]]"

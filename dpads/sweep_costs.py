@@ -148,6 +148,8 @@ def _cost_figure(
     )
     workers = int(sweep.document.get("workers") or 1)
     together = f" Up to {workers} trials ran side by side." if workers > 1 else ""
+    if column == "seconds":
+        together += " The first trial of each worker also loads and compiles."
     has_infinity = any(math.isinf(p.x) for p in points)
     epsilon = f"epsilon, logarithmic{' (∞: trained without noise)' if has_infinity else ''}"
     return Figure(

@@ -100,8 +100,11 @@ def looked_at(folder: Path, sweep: SweepRows) -> Looks:
         - A model that the ledger does not cover is never counted among those that a figure covers.
         - Of several deltas the smallest is stated.
     """
+    path = folder / LEDGER
     try:
-        entries = Ledger.load(folder / LEDGER).entries
+        # Nothing was read where no trial came as far as its plan.
+        unread = not path.exists() and all(row["status"] == "failed" for row in sweep.rows)
+        entries = () if unread else Ledger.load(path).entries
     except DpadsError as error:
         return Looks(problem=str(error), crosses=_crosses(sweep, ()))
     composable = [e for e in entries if e.dp_event is not None and _NEEDED <= set(e.details)]

@@ -16,7 +16,10 @@ _ITERATION_SECONDS: Final = 1e-3
 _PLACE_SECONDS: Final = 1e-7  # one place where an example reads a row
 _OPERATION_SECONDS: Final = 5e-11  # of the tower
 _TRIAL_SECONDS: Final = 2.0  # calibration, statement, files
-_SETTLED_SECONDS: Final = 2.0  # before which nobody can tell how long it will take
+_SETTLED_SECONDS: Final = 2.0  # before which nobody can tell how long it will take,
+_SETTLED_SHARE: Final = (
+    0.03  # nor before this much of the work is done: workers load and compile first
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Tracker:
         )
         seconds = time.monotonic() - self._began
         left = None
-        if covered > 0 and seconds >= _SETTLED_SECONDS:
-            left = seconds * (sum(self._work.values()) - covered) / covered
+        total = sum(self._work.values())
+        if covered > _SETTLED_SHARE * total and seconds >= _SETTLED_SECONDS:
+            left = seconds * (total - covered) / covered
         running = tuple(self._running[name] for name in sorted(self._running))
         return SweepProgress(self._done, self._failed, self._total, running, left)

@@ -434,3 +434,18 @@ def contrast(one: str, other: str) -> float:
     """How far two colours are apart, 1 to 21."""
     dim, bright = sorted((luminance(one), luminance(other)))
     return (bright + 0.05) / (dim + 0.05)
+
+
+def test_a_sweep_of_which_nothing_began_is_not_called_altered(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "s")
+    rows = pl.read_parquet(folder / "results.parquet")
+    failed = rows.head(2).with_columns(
+        status=pl.lit("failed"),
+        error=pl.lit("The budget is too small."),
+        auc_loss=pl.lit(None, pl.Float64),
+    )
+    failed.write_parquet(folder / "results.parquet")
+    (folder / "ledger.jsonl").unlink()
+    page = write_report(folder).read_text()
+    assert "cannot be read" not in page
+    assert "The ledger covers no model" in page
