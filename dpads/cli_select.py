@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dpads.sweep_progress import SweepProgress
 
 PLAIN_SECONDS = 60.0  # between lines about elapsed time where there is no terminal
+LIKELY = 1e-3  # from which on a chance that nothing is selected is said
 
 ThreadsOption = Annotated[
     int | None,
@@ -114,10 +116,18 @@ def tune(
     from dpads.record import LEDGER, partial_of
     from dpads.sweep_config import load_sweep
     from dpads.training_settings import Performance
+    from dpads.tune_config import TuneConfig
 
     config = load_sweep(sweep)
+    chance = (config.tune or TuneConfig()).chance_of_nothing
+    if chance > LIKELY and not partial_of(out).exists():
+        say(
+            f"With a chance of {chance:.2g} the law draws no candidate: then nothing is selected, and the "
+            'budget is spent all the same. A larger tune.mean_trials makes that rarer; law = "geometric" '
+            "rules it out."
+        )
     try:
-        with _elapsed() as tell:
+        with _terminated_like_interrupted(), _elapsed() as tell:
             run = tune_run(
                 config, out=out, performance=Performance(threads=threads), on_progress=tell
             )
@@ -226,6 +236,20 @@ _ROWS = {
     "synthetic": "on made-up rows",
     "none": "no rows read",
 }
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Ends on SIGTERM as on Ctrl-C: processes are ended, and it is said how to go on."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dpads._validate import nearest
-from dpads.accounting.events import LARGEST_SHAPE, MOST_RUNS
+from dpads.accounting.events import LARGEST_SHAPE
 from dpads.accounting.tuning import SELECTION_SHAPES
 from dpads.errors import ConfigError
 
 LARGEST_SHARE: Final = 0.5
+MOST_TRIALS: Final = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class TuneConfig:
     """[tune]: private selection. Every number is public and fixed before anything is drawn.
 
     Attributes:
-        mean_trials: mean number of candidates that are trained; how many are is drawn and never shown.
+        mean_trials: mean number of candidates that are trained, at most 1,000; how many are is drawn and
+            never shown.
         law: of their number: "poisson", "geometric", "logarithmic", or the shape of a truncated
             negative binomial. Poisson needs the fewest trials: 10 on average meet a given one of ten
             candidates with chance 0.63, for which the geometric law needs 15.5 and the logarithmic 80, at
@@ -38,9 +40,10 @@ class TuneConfig:
     score_seed: int = 1000
 
     def __post_init__(self) -> None:
-        if not _is_number(self.mean_trials) or not 1.0 <= self.mean_trials <= MOST_RUNS:
+        if not _is_number(self.mean_trials) or not 1.0 <= self.mean_trials <= MOST_TRIALS:
             raise ConfigError(
-                f"Expected tune.mean_trials to be a number in [1, {MOST_RUNS:g}], got {self.mean_trials!r}."
+                f"Expected tune.mean_trials to be a number in [1, {MOST_TRIALS:g}], got "
+                f"{self.mean_trials!r}: each one is a training of its own, and all share one budget."
             )
         named = isinstance(self.law, str) and self.law in SELECTION_SHAPES
         if not named and not (_is_number(self.law) and 0.0 <= float(self.law) <= LARGEST_SHAPE):
@@ -67,6 +70,21 @@ class TuneConfig:
     def shape(self) -> float | str:
         """The law as an event holds it: "poisson" or a truncated negative binomial's shape."""
         return SELECTION_SHAPES[self.law] if isinstance(self.law, str) else float(self.law)
+
+    @property
+    def chance_of_nothing(self) -> float:
+        """How likely it is that the law draws no candidate: the budget is spent and nothing is selected.
+
+        Under Poisson exp(-mean_trials): 0.05 at 3 trials, 5e-5 at 10. Under every other law 0. That all
+        candidates fail is not part of it.
+
+        Examples:
+            >>> TuneConfig(mean_trials=3.0).chance_of_nothing
+            0.049787068367863944
+            >>> TuneConfig(mean_trials=3.0, law="geometric").chance_of_nothing
+            0.0
+        """
+        return math.exp(-self.mean_trials) if self.shape == "poisson" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_table` reads it back."""
