@@ -9,6 +9,7 @@ took is seen by whoever waited, and is no part of the guarantee.
     RUN.partial/      0700
       lock            held while somebody works on it
       asked.json      what was asked for
+      identity.json   what every candidate's numbers depend on: rows, code, processor
       ledger.jsonl    the tuning entry, before anything is drawn
       prepared/       stores of logs
       sealed/         see `private_selection_state`
@@ -21,25 +22,26 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dpads import record as files
 from dpads.accounting import events
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
-from dpads.errors import CheckpointError, ConfigError, RunError
+from dpads.errors import CheckpointError, RunError
 from dpads.private_selection_plan import Candidates, Prepared
+from dpads.private_selection_process import CandidateProcess, Watch
 from dpads.private_selection_run import even_times, selected_run
+from dpads.private_selection_start import check_identity, settle
 from dpads.private_selection_state import SealedFolder, SealedState, locked
-from dpads.private_selection_worker import CandidateProcess, CandidateTask, Runner, Watch
+from dpads.private_selection_worker import CandidateTask, Runner, shared_identity
 from dpads.run import Run
 from dpads.sweep_config import SweepConfig, load_sweep
 from dpads.training import Performance
 
-ASKED: Final = "asked.json"
 SEALED: Final = "sealed"
 RESULT: Final = "result"
 DONE: Final = "done"
@@ -72,7 +74,7 @@ def tune(
             says how to draw and score. Trials differ in what costs nothing: model, learning rates, batch
             size, epochs, clip norm, init_seed.
         out: the run's folder. Where an interrupted selection is beside it, that one goes on.
-        performance: threads and memory.
+        performance: threads and memory. One that goes on takes the threads it was begun with.
         on_prepare: called with the number of examples of a log that are prepared so far.
         on_progress: called now and then with the seconds since this call; nothing else is ever told.
         on_statement: called with how much of a guarantee for users is computed, and of how much.
@@ -82,15 +84,17 @@ def tune(
 
     Raises:
         ConfigError: an axis would change the guarantee, a value is out of range, `out` exists, or an
-            interrupted selection beside it was asked something else.
+            interrupted selection beside it was asked something else, needs more cores, or is worked on.
         BudgetError: the budget is too small.
         RunError: nothing was selected, or the machine stopped the work.
-        CheckpointError: what an interrupted selection left is damaged.
+        CheckpointError: what an interrupted selection left is damaged, or it cannot go on here: other
+            rows, versions or processor; nothing is lost by that.
 
     Guarantees:
         - The number of candidates and the candidates are drawn once, after the ledger's entry is durable,
           and neither shown nor drawn again, whatever happens.
-        - A candidate that fails has the worst score; it is not left out and not replaced.
+        - A candidate that fails has the worst score; it is not left out and not replaced. One whose process
+          is killed goes on once before it counts as failed.
         - No candidate is trained twice with fresh noise, and no score has two.
         - Only the selected candidate's files are left.
     """
@@ -117,7 +121,6 @@ class Selection:
         self._asked = {  # what a resumption must be asked too
             "sweep": sweep.to_toml(),
             "tune": self._candidates.tune.to_dict(),
-            "threads": performance.threads,
             "physical_batch_size": performance.physical_batch_size,
         }
 
@@ -132,16 +135,16 @@ class Selection:
         watch = Watch(on_progress)
         partial = files.partial_of(out)
         if out.exists() and (partial / DONE).is_file():  # cut off while cleaning up
-            shutil.rmtree(partial)
+            with locked(partial):
+                _clean(partial)
             return _outcome(out)
         files.refuse_existing(out)
         made: list[Path] = []
-        if partial.exists():
-            self._check_asked(partial)
-        else:
+        if not partial.exists():
             partial, made = files.start_partial(out)
-            files.write_text(partial / ASKED, files.to_json(self._asked))
         with locked(partial) as lock:
+            files.refuse_existing(out)  # what is here may have ended meanwhile
+            self._performance = settle(partial, self._asked, self._performance)
             try:
                 stores = partial / files.PREPARED
                 stores.mkdir(mode=0o700, exist_ok=True)
@@ -150,9 +153,11 @@ class Selection:
                 if not (partial / files.LEDGER).exists():  # nothing is spent
                     files.drop_partial(partial, made)
                 raise
+            identity = shared_identity(prepared.rows, self._candidates.base, self._performance)
+            check_identity(partial, identity)
             sealed, ledger = self._announce(partial, prepared)
             with self._make_runner(lock, watch.wait) as runner:
-                state = self._select(sealed, prepared, partial, runner)
+                state = self._select(sealed, prepared, partial, runner, identity)
             result = partial / RESULT
             shutil.rmtree(result, ignore_errors=True)
             result.mkdir(mode=0o700)
@@ -165,24 +170,8 @@ class Selection:
             even_times(result)
             (partial / DONE).touch()
             result.rename(out)
-            shutil.rmtree(partial)
+            _clean(partial)
         return _outcome(out)
-
-    def _check_asked(self, partial: Path) -> None:
-        """Refuses to go on with something else."""
-        try:
-            kept = files.read_json(partial / ASKED)
-        except RunError:
-            raise CheckpointError(
-                f"{partial / ASKED}: missing or damaged, so nobody can tell what was begun. Draw anew under "
-                "another --out."
-            ) from None
-        changed = sorted(key for key, value in self._asked.items() if value != kept.get(key))
-        if changed:
-            raise ConfigError(
-                f"{partial}: an interrupted selection was asked for something else: {', '.join(changed)} "
-                "differ. Start it as it was started, or name another --out."
-            )
 
     def _announce(self, partial: Path, prepared: Prepared) -> tuple[SealedFolder, Ledger]:
         """The sealed folder and the ledger, which says what all of it costs before anything is drawn."""
@@ -230,7 +219,12 @@ class Selection:
         )
 
     def _select(
-        self, sealed: SealedFolder, prepared: Prepared, partial: Path, runner: Runner
+        self,
+        sealed: SealedFolder,
+        prepared: Prepared,
+        partial: Path,
+        runner: Runner,
+        identity: Mapping[str, Any],
     ) -> SealedState:
         """Trains and scores every candidate that was drawn."""
         how = self._candidates.tune
@@ -251,6 +245,7 @@ class Selection:
                     score_key=state.score_key().tobytes().hex(),
                     threads=self._performance.threads,
                     physical_batch_size=self._performance.physical_batch_size,
+                    identity=identity,
                 )
             )
             state = state.scored(candidate, score)
@@ -258,8 +253,20 @@ class Selection:
         return state
 
 
+def _clean(partial: Path) -> None:
+    """Removes what is not needed any more, its secrets first and its lock last."""
+    for name in (SEALED, files.PREPARED):
+        if (partial / name).exists():
+            shutil.rmtree(partial / name)
+    shutil.rmtree(partial)
+
+
 def _outcome(out: Path) -> Run:
     """The selected run, or the refusal where none was."""
     if not files.is_run(out):
-        raise RunError(f"{out}: {NOTHING}: {out / files.LEDGER} says what it cost.")
+        raise RunError(
+            f"{out}: {NOTHING}: {out / files.LEDGER} says what it cost. Keep that file: another selection "
+            "on these rows, under another --out, adds its own cost to it. A larger tune.mean_trials makes "
+            "this outcome rarer."
+        )
     return Run.load(out)

@@ -13,8 +13,7 @@ from dpads.accounting.tuning import SelectionNoise, noise_for_selection, selecti
 from dpads.config import Config
 from dpads.errors import ConfigError
 from dpads.plan import DpSgdConfig, Plan
-from dpads.private_selection_worker import TuningRows, open_tuning_rows
-from dpads.resources import check_memory, estimate_memory
+from dpads.private_selection_worker import TuningRows, check_room, open_tuning_rows
 from dpads.run_data import resolve_plan
 from dpads.sweep_config import SweepConfig
 from dpads.training import Performance
@@ -103,7 +102,7 @@ class Prepared:
         units = rows.all.train.num_units(asked.base.privacy.unit)
         mechanisms = [_plan(config, 1.0, units).mechanism for config in asked.configs]
         for config, mechanism in zip(asked.configs, mechanisms, strict=True):
-            _check_memory(config, mechanism, performance)
+            check_room(config, mechanism, performance)
         plan = rows.all.plan
         reason = selection_refusal(plan.event(), plan.relation)
         if reason is not None:
@@ -138,18 +137,6 @@ def _plan(config: Config, noise_multiplier: float, units: int) -> Plan:
     """A candidate's plan at a noise multiplier."""
     noisy = _noisy(config, noise_multiplier)
     return resolve_plan(noisy, noisy.privacy, noisy.l2_clip_norm, units)
-
-
-def _check_memory(config: Config, mechanism: DpSgdConfig, performance: Performance) -> None:
-    """Refuses a model that will not fit, before anything is spent."""
-    estimate = estimate_memory(
-        config.model,
-        config.schema,
-        expected_batch_size=mechanism.expected_batch_size * config.privacy.rows_per_unit,
-        physical_batch_size=performance.physical_batch_size,
-        table_noise=config.training.table_noise,
-    )
-    check_memory(estimate)
 
 
 def _check(sweep: SweepConfig, tune: TuneConfig) -> None:

@@ -164,9 +164,16 @@ def locked(folder: Path) -> Iterator[int]:
     """Holds a folder's lock; its descriptor may be handed to a child, which holds it too.
 
     Raises:
-        ConfigError: somebody else holds it.
+        ConfigError: somebody else holds it, or has ended and removed the folder.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    path = folder / LOCK
+    gone = ConfigError(
+        f"{folder}: gone since this command began. Another process ended its work here: look for its result."
+    )
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        raise gone from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,6 +181,9 @@ def locked(folder: Path) -> Iterator[int]:
             raise ConfigError(
                 f"{folder}: it is being worked on already. Wait until that has ended, or stop it first."
             ) from None
+        # Opened before it was removed, and held since: a lock that nobody else will find.
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+            raise gone
         yield descriptor
     finally:
         os.close(descriptor)

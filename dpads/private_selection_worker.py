@@ -1,43 +1,40 @@
 """Where candidates of a private selection are trained: a process of its own, which may fail.
 
 Nothing that happens there is shown: it has no standard output or error, and a crash is a score. What comes
-back is the score, or that the machine stopped the work (a full disk), after which it can go on.
+back is the score, or that the machine stopped the work (a full disk, rows that are gone), after which it can
+go on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
 import queue
-import select
-import subprocess
+import signal
 import sys
 import threading
-import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from dpads import record as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, parse_config
-from dpads.errors import RunError
+from dpads.errors import DpadsError, RunError
+from dpads.plan import DpSgdConfig
 from dpads.private_score import WORST, ScoreMechanism
+from dpads.resources import check_memory, estimate_memory
 from dpads.run_data import RunRows, open_run_rows, resolve_plan
 from dpads.store import ExampleStore
 from dpads.training import Performance, Trainer, TrainingSettings
+from dpads.training_identity import run_identity
 
 FACTS: Final = "facts.json"
-WATCH_SECONDS: Final = 0.5
-PROGRAM: Final = "from dpads.private_selection_worker import serve; serve()"
 STOPPED: Final = "stopped"
 
 
@@ -56,6 +53,7 @@ class CandidateTask:
         score_key: of the score's noise, in hexadecimal.
         threads: as in `Performance`.
         physical_batch_size: likewise.
+        identity: of the selection; see `shared_identity`.
     """
 
     config: str
@@ -68,6 +66,7 @@ class CandidateTask:
     score_key: str
     threads: int | None
     physical_batch_size: int | None
+    identity: Mapping[str, Any]
 
 
 Runner = Callable[[CandidateTask], float]
@@ -97,6 +96,65 @@ def open_tuning_rows(
     return TuningRows(rows, fitted, aside)
 
 
+def shared_identity(rows: TuningRows, base: Config, performance: Performance) -> dict[str, Any]:
+    """What changes the numbers of every candidate alike: rows, code, processor, threads.
+
+    Where it differs from when a candidate began, that one cannot go on: its noise would protect other
+    gradients.
+    """
+    identity = run_identity(rows.fitted, base.model, rows.all.plan, settings_of(base), performance)
+    for own in ("plan", "settings", "model"):  # each candidate has its own
+        del identity[own]
+    return identity | {"test": None if rows.all.test is None else rows.all.test.fingerprint}
+
+
+def differences(kept: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """In what two of these differ, in words; empty where in nothing."""
+    words = []
+    for key in sorted(kept.keys() | present.keys()):
+        first, second = kept.get(key), present.get(key)
+        if first == second:
+            continue
+        if key in ("versions", "environment"):
+            first, second = dict(first or {}), dict(second or {})
+            words += [
+                f"{name} (was {first.get(name)}, is {second.get(name)})"
+                for name in sorted(first.keys() | second.keys())
+                if first.get(name) != second.get(name)
+            ]
+        elif key in ("threads", "physical_batch_size"):
+            words.append(f"{key} (was {first}, is {second})")
+        else:
+            words.append(_WORDS.get(key, key))
+    return ", ".join(words)
+
+
+_WORDS: Final = {
+    "store": "the training store",
+    "test": "the test store",
+    "schema": "the schema",
+    "processor": "the kind of processor",
+    "torch": "the build of torch",
+    "sums": "the order of sums",
+}
+
+
+def check_room(config: Config, mechanism: DpSgdConfig, performance: Performance) -> None:
+    """Refuses a model that does not fit into memory, before anything is allocated."""
+    estimate = estimate_memory(
+        config.model,
+        config.schema,
+        expected_batch_size=mechanism.expected_batch_size * config.privacy.rows_per_unit,
+        physical_batch_size=performance.physical_batch_size,
+        table_noise=config.training.table_noise,
+    )
+    check_memory(estimate)
+
+
+class StoppedError(RunError):
+    """The machine or the rows are not what candidates need: none of them failed."""
+
+
 def train_candidate(task: CandidateTask) -> float:
     """Trains a candidate, or goes on with it, writes its model to its slot and computes its score.
 
@@ -105,18 +163,27 @@ def train_candidate(task: CandidateTask) -> float:
 
     Raises:
         DpadsError: the candidate failed.
-        OSError: the machine stopped the work; it may go on with the same task.
+        StoppedError: rows cannot be opened or are others, or memory is short; it may go on with the
+            same task.
+        OSError: likewise, of the machine.
 
     Guarantees:
         - The units that the score reads are no training units.
         - What was cut off goes on from its checkpoint to the bit, or fails; it never draws noise anew.
     """
-    rows = _opened(task.base, task.prepared, task.score_share, task.score_seed)
     config, slot = _config(task.config), Path(task.slot)
-    # Counted before units are set aside: the same plan as that of a run on all of them.
-    units = rows.all.train.num_units(config.privacy.unit)
-    plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
     performance = Performance(threads=task.threads, physical_batch_size=task.physical_batch_size)
+    try:
+        rows = _opened(task.base, task.prepared, task.score_share, task.score_seed)
+        # Counted before units are set aside: the same plan as that of a run on all of them.
+        units = rows.all.train.num_units(config.privacy.unit)
+        plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
+        check_room(config, plan.mechanism, performance)
+    except DpadsError as error:
+        raise StoppedError(str(error)) from error
+    different = differences(task.identity, shared_identity(rows, _config(task.base), performance))
+    if different:
+        raise StoppedError(f"since the selection began, this changed: {different}")
     checkpoints = slot / files.CHECKPOINTS
     how = (
         rows.fitted,
@@ -186,113 +253,12 @@ def serve() -> None:
         try:
             score = train_candidate(task)
             answer: dict[str, float | str | None] = {"score": None if score == WORST else score}
+        except StoppedError as error:
+            answer = {STOPPED: str(error)}
         except OSError as error:
             answer = {STOPPED: error.strerror or type(error).__name__}
+        except MemoryError:  # as where the kernel ends a process that takes too much
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-class Watch:
-    """Tells at even times how long the work has taken: when candidates begin and end does not show.
-
-    Args:
-        on_progress: called with seconds.
-    """
-
-    def __init__(self, on_progress: Callable[[float], None] | None) -> None:
-        self._on_progress = on_progress
-        self._began, self._told = time.monotonic(), 0
-
-    def wait(self) -> float:
-        """Tells if it is time; returns the seconds until it is time again."""
-        seconds = time.monotonic() - self._began
-        due = int(seconds / WATCH_SECONDS)
-        if due > self._told:
-            self._told = due
-            if self._on_progress is not None:
-                self._on_progress(due * WATCH_SECONDS)
-        return (due + 1) * WATCH_SECONDS - seconds
-
-
-class CandidateProcess:
-    """A process that trains candidates one after another; a crash is a candidate that failed.
-
-    Args:
-        lock: descriptor of the selection's lock, which the process holds too while it lives.
-        wait: says how long to wait before it is called again, as `Watch.wait` does.
-    """
-
-    def __init__(self, lock: int, wait: Callable[[], float]) -> None:
-        self._lock, self._wait = lock, wait
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> CandidateProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def __call__(self, task: CandidateTask) -> float:
-        """Trains and scores a candidate.
-
-        Returns:
-            Its score; the worst where it failed, whatever the reason.
-
-        Raises:
-            RunError: the machine stopped the work.
-        """
-        if self._process is None or self._process.poll() is not None:
-            self._end()
-            self._process = self._started()
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):  # it crashed
-            process.stdin.write(json.dumps(dataclasses.asdict(task)) + "\n")
-            process.stdin.flush()
-            while not select.select([process.stdout], [], [], self._wait())[0]:
-                pass
-            answer = process.stdout.readline()
-        if not answer.endswith("\n"):
-            self._end()
-            return WORST
-        values = json.loads(answer)
-        if STOPPED in values:
-            raise RunError(
-                f"The machine stopped the work: {values[STOPPED]}. Mend that and start the same command "
-                "again: it goes on with what was drawn."
-            )
-        score = values["score"]
-        return WORST if score is None else float(score)
-
-    def _started(self) -> subprocess.Popen[str]:
-        """A new process, which sees the same library as this one, and no Ctrl-C of this one's terminal."""
-        paths = os.pathsep.join(path for path in sys.path if path)
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths},
-            pass_fds=(self._lock,),
-            start_new_session=True,
-        )
-
-    def _end(self) -> None:
-        """Ends the process at once; what it was at goes on from its checkpoint."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()

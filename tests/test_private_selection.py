@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 from private_selections import (
     RATES,
-    Runner,
     carry_out,
     document,
     number_drawn,
+    quick,
     rate_of,
 )
 from scipy import stats
@@ -40,8 +39,6 @@ from dpads.private_selection_worker import (
 )
 from dpads.store import ExampleStore
 from dpads.sweep_config import SweepConfig, parse_sweep
-from dpads.training import Trainer
-from dpads.tune_config import TuneConfig
 
 
 @pytest.fixture
@@ -291,51 +288,6 @@ def test_the_statement_states_the_budget_and_verifies(selected: dict[str, Any]) 
     assert dpads.verify(selected["out"]).ok
 
 
-def quick(scores: dict[float, float], model: Path) -> Runner:
-    """A runner that trains nothing: a candidate's score is known, its model a copy."""
-
-    def run(task: CandidateTask) -> float:
-        for name in ("model.safetensors", "model.json"):
-            shutil.copy(model / name, Path(task.slot) / name)
-        (Path(task.slot) / "facts.json").write_text('{"executed": 8, "replayed": 0}')
-        return scores[rate_of(task)]
-
-    return run
-
-
-def test_interrupted_it_goes_on_with_the_same_draw(
-    candidates: SweepConfig,
-    selected: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each start is cut off in the middle of the next candidate; the last one ends."""
-    number_drawn(monkeypatch, 5)
-    tasks: list[tuple[float, str, str]] = []
-    steps = iter((0, 1, 1, 2, 99))
-    scores = dict(zip(RATES, (-0.4, -0.3, -0.2, -0.1), strict=True))
-    for allowed in steps:
-        left = [allowed]
-
-        def run(task: CandidateTask, left: list[int] = left) -> float:
-            tasks.append((rate_of(task), task.score_key, Path(task.slot).name))
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return quick(scores, selected["out"])(task)
-
-        if allowed < 99:
-            with pytest.raises(KeyboardInterrupt):
-                carry_out(candidates, tmp_path / "run", run)
-        else:
-            run_ = carry_out(candidates, tmp_path / "run", run)
-    order = list(dict.fromkeys(tasks))  # one that was cut off comes again, as it was
-    assert len(order) == 5
-    assert len({score_key for _, score_key, _ in order}) == 5
-    best = max(order, key=lambda item: scores[item[0]])
-    assert run_.config.training.table_optimizer.learning_rate == best[0]
-
-
 def test_a_candidate_that_fails_has_the_worst_score_and_is_not_replaced(
     candidates: SweepConfig,
     selected: dict[str, Any],
@@ -350,7 +302,7 @@ def test_a_candidate_that_fails_has_the_worst_score_and_is_not_replaced(
         assert len(calls) <= 6
         if len(calls) != 3:
             return WORST
-        return quick(dict.fromkeys(RATES, -50.0), selected["out"])(task)
+        return quick(dict.fromkeys(RATES, -50.0))(task)
 
     found = carry_out(candidates, tmp_path / "run", run)
     assert len(calls) == 6
@@ -394,64 +346,3 @@ def test_the_number_is_drawn_once_the_ledger_says_what_it_costs(
     monkeypatch.setattr("dpads.private_selection_state.draw_number", draw)
     with pytest.raises(KeyboardInterrupt):
         carry_out(candidates, tmp_path / "run", lambda task: 0.0)
-
-
-def test_a_resumption_that_asks_for_something_else_is_refused(
-    candidates: SweepConfig, tmp_path: Path
-) -> None:
-    def stop(_: CandidateTask) -> float:
-        raise KeyboardInterrupt
-
-    always = dataclasses.replace(candidates, tune=TuneConfig(mean_trials=3.0, law="geometric"))
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(always, tmp_path / "run", stop)
-    with pytest.raises(ConfigError, match="tune"):
-        carry_out(candidates, tmp_path / "run", stop)
-    shutil.rmtree(tmp_path / "run.partial" / "sealed")
-    with pytest.raises(CheckpointError, match="privacy is spent"):
-        carry_out(always, tmp_path / "run", stop)
-
-
-def test_what_is_refused_before_the_draw_leaves_nothing(
-    candidates: SweepConfig, tmp_path: Path
-) -> None:
-    base = dataclasses.replace(
-        candidates.base, privacy=dataclasses.replace(candidates.base.privacy, epsilon=1e-4)
-    )
-    with pytest.raises(dpads.BudgetError):
-        carry_out(dataclasses.replace(candidates, base=base), tmp_path / "run", lambda task: 0.0)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_candidate_that_was_cut_off_goes_on_to_the_bit_with_the_same_noise(
-    selected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task: CandidateTask = dataclasses.replace(
-        selected["seen"][0][0], slot=str(tmp_path / "first"), prepared=str(tmp_path)
-    )
-    (tmp_path / "first").mkdir()
-    step = Trainer.step
-
-    def cut_off(self: Trainer) -> None:
-        if self.iteration == 5:
-            self.save()
-            raise KeyboardInterrupt
-        step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            train_candidate(task)
-    shutil.copytree(tmp_path / "first", tmp_path / "second")
-
-    def no_key() -> bytes:
-        raise AssertionError("the candidate drew noise anew")
-
-    monkeypatch.setattr("dpads.training.fresh_master_key", no_key)
-    again = [
-        train_candidate(dataclasses.replace(task, slot=str(tmp_path / name)))
-        for name in ("first", "second", "second")
-    ]
-    assert len(set(again)) == 1
-    models = {(tmp_path / n / "model.safetensors").read_bytes() for n in ("first", "second")}
-    assert len(models) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,28 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_calls import dpads_command
 from private_selections import (
     SCHEMA,
     carry_out,
     document,
     number_drawn,
 )
+from scipy import stats
 
 import dpads
 from dpads.errors import ConfigError, RunError
 from dpads.private_score import WORST
 from dpads.private_selection import tune
-from dpads.private_selection_plan import Candidates
+from dpads.private_selection_plan import Candidates, Prepared
+from dpads.private_selection_process import CandidateProcess, Watch
 from dpads.private_selection_state import STATE_BYTES, SealedFolder, SealedState, locked
-from dpads.private_selection_worker import (
-    CandidateProcess,
-    CandidateTask,
-    Watch,
-    open_tuning_rows,
-    train_candidate,
-)
+from dpads.private_selection_worker import CandidateTask, open_tuning_rows, train_candidate
 from dpads.store import ExampleStore
 from dpads.sweep_config import parse_sweep
+from dpads.training import Performance
 
 
 def test_the_sealed_folder_looks_the_same_whatever_is_in_it(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_two_processes_cannot_work_on_one_selection(tmp_path: Path) -> None:
 def some_task() -> CandidateTask:
     return CandidateTask(
         config="", base="", prepared="", slot="", score_share=0.1, score_seed=1, score={},
-        score_key="", threads=1, physical_batch_size=None,
+        score_key="", threads=1, physical_batch_size=None, identity={},
     )  # fmt: skip
 
 
@@ -101,11 +100,33 @@ def some_task() -> CandidateTask:
 def test_a_process_that_dies_is_a_candidate_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, program: str
 ) -> None:
-    monkeypatch.setattr("dpads.private_selection_worker.PROGRAM", program)
+    monkeypatch.setattr("dpads.private_selection_process.PROGRAM", program)
     with locked(tmp_path) as lock, CandidateProcess(lock, lambda: 0.05) as run:
         assert run(some_task()) == WORST
         assert run(some_task()) == WORST  # and the next one has a process of its own
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "score"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -0.5),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -0.5),
+        ("sys.exit(1)", WORST),  # it would fail again
+    ],
+)
+def test_a_process_that_is_killed_is_started_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, score: float
+) -> None:
+    program = (
+        "import os, pathlib, signal, sys; line = sys.stdin.readline(); "
+        f"here = pathlib.Path({str(tmp_path / 'begun')!r}); again = here.exists(); here.touch()\n"
+        f"if not again: {end}\n"
+        "print('{\"score\": -0.5}', flush=True); sys.stdin.read()"
+    )
+    monkeypatch.setattr("dpads.private_selection_process.PROGRAM", program)
+    with locked(tmp_path) as lock, CandidateProcess(lock, lambda: 0.05) as run:
+        assert run(some_task()) == score
 
 
 def test_a_machine_that_stops_the_work_is_no_failure(
@@ -113,7 +134,7 @@ def test_a_machine_that_stops_the_work_is_no_failure(
 ) -> None:
     answer = json.dumps({"stopped": "No space left on device"})
     program = f"import sys; sys.stdin.readline(); print('{answer}', flush=True); sys.stdin.read()"
-    monkeypatch.setattr("dpads.private_selection_worker.PROGRAM", program)
+    monkeypatch.setattr("dpads.private_selection_process.PROGRAM", program)
     with (
         locked(tmp_path) as lock,
         CandidateProcess(lock, lambda: 0.05) as run,
@@ -126,7 +147,7 @@ def test_progress_comes_at_even_times_whenever_candidates_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("dpads.private_selection_worker.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dpads.private_selection_process.time.monotonic", lambda: now[0])
     told: list[float] = []
     watch = Watch(told.append)
     for at in (100.1, 100.5, 100.6, 100.61, 101.7, 101.71, 102.2):
@@ -153,6 +174,7 @@ def test_progress_comes_at_even_times_whenever_candidates_end(
         ({"tune": {"score_share": 0.9}}, "score_share"),
         ({"tune": {"score_bound": 0.0}}, "score_bound"),
         ({"tune": {"mean_trials": 0.5}}, "mean_trials"),
+        ({"tune": {"mean_trials": 1001.0}}, "1000.*each one is a training"),
     ],
 )
 def test_what_one_guarantee_cannot_cover_is_refused(
@@ -194,12 +216,60 @@ def test_without_a_public_number_of_units_the_count_before_units_are_set_aside_i
     assert dpads.verify(tmp_path / "run").ok
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"mean_trials": 3.0}, True),
+        ({"mean_trials": 10.0}, False),
+        ({"mean_trials": 3.0, "law": "geometric"}, False),
+    ],
+)
+def test_a_chance_that_nothing_is_drawn_is_said_before_anything_is(
+    log_folder: Path,
+    train_store: ExampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, Any],
+    said: bool,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RunError("here it would begin")
+
+    monkeypatch.setattr("dpads.private_selection.tune", refuse)
+    config = parse_sweep(document(log_folder, tune=how), base=log_folder)
+    (tmp_path / "sweep.toml").write_text(config.to_toml())
+    result = dpads_command("tune", tmp_path / "sweep.toml", "--out", tmp_path / "run")
+    words = result.output.partition("here it would begin")[0]
+    assert ("chance of 0.05" in words and "geometric" in words) == said
+    assert config.tune is not None
+    assert config.tune.chance_of_nothing == pytest.approx(
+        stats.poisson(how["mean_trials"]).pmf(0) if "law" not in how else 0.0
+    )
+
+
+@pytest.mark.parametrize(("size", "units"), [(2000, 200.0), (None, None)])
+def test_the_divisor_of_scores_is_no_number_of_units_that_were_set_aside(
+    log_folder: Path,
+    train_store: ExampleStore,
+    tmp_path: Path,
+    size: int | None,
+    units: float | None,
+) -> None:
+    asked = document(log_folder, tune={"score_share": 0.1})
+    asked["base"]["privacy"] = {"epsilon": 20.0, "dataset_size": size}
+    if size is None:
+        del asked["base"]["privacy"]["dataset_size"]
+    config = Candidates.of(parse_sweep(asked, base=log_folder))
+    prepared = Prepared.make(config, Performance(threads=1), tmp_path, None)
+    if units is None:  # then the count before units are set aside is public
+        units = 0.1 * len(prepared.rows.all.train)
+    assert prepared.score["expected_units"] == pytest.approx(units)
+
+
 @pytest.mark.slow
 def test_the_command_selects_in_processes_of_its_own(
     log_folder: Path, train_store: ExampleStore, tmp_path: Path
 ) -> None:
-    from cli_calls import dpads_command
-
     text = parse_sweep(
         document(log_folder, tune={"mean_trials": 2.0, "law": "geometric"}), base=log_folder
     ).to_toml()
@@ -211,8 +281,13 @@ def test_the_command_selects_in_processes_of_its_own(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_it_leaves_nobody_at_work_and_goes_on_without_another_draw(
-    log_folder: Path, train_store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log_folder: Path,
+    train_store: ExampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: signal.Signals,
 ) -> None:
     asked = document(log_folder, tune={"mean_trials": 6.0, "law": 50.0})
     asked["base"]["training"]["epochs"] = 400
@@ -231,8 +306,13 @@ def test_killed_it_leaves_nobody_at_work_and_goes_on_without_another_draw(
     until = time.monotonic() + 120
     while not progress.exists() and time.monotonic() < until:
         time.sleep(0.05)
-    process.kill()
-    assert process.communicate()[1] == "selecting\n"
+    process.send_signal(end)
+    told = process.communicate()[1]
+    if end == signal.SIGKILL:
+        assert told == "selecting\n"
+    else:
+        assert " ".join(told.split()).endswith("sweep.toml --out run")
+        assert process.returncode == 1
     state = SealedFolder(partial / "sealed").load()
     assert state.number is not None
     while time.monotonic() < until:  # the candidate's process ends with its parent
