@@ -53,6 +53,7 @@ def agreements(data: Mapping[str, Any]) -> Iterator[Finding]:
     """
     yield _composition(data)
     yield from _selected_runs(data)
+    yield from _counted_runs(data)
     for place, (prefix, mechanism) in enumerate(mechanisms(data)):
         yield _noise(f"{prefix}/noise", mechanism["noise"], _accounted_noise(data, place))
         yield _event(data, place, prefix, mechanism)
@@ -179,6 +180,21 @@ def _selected_runs(data: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{path}/covered_by", False, f"{item['covered_by']} does not cover it.")
             return
         yield Finding(f"{path}/dp_event", True, f"covered by {item['covered_by']}")
+
+
+def _counted_runs(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """As many runs are counted as the file planned that fixed them."""
+    if not _holds(data, "tuning.runs_counted"):
+        return
+    items = [(n, item) for n, item in enumerate(data["accounting"]["entries"]) if "trials" in item]
+    for number, item in items:
+        counted = 1 + sum(other["count"] for _, other in items if other["run"] == item["run"])
+        if item["trials"] + item.get("retrained", 0) != counted:
+            path = f"accounting/entries/{number}/trials"
+            yield Finding(
+                path, False, f"{item['trials']} is stated, and {counted} runs are counted."
+            )
+            return
 
 
 def _planned(data: Mapping[str, Any], place: int) -> EventTree:

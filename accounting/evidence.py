@@ -202,11 +202,16 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "tuning.fixed_in_advance": (
         (_CODE, "dpads/sweep_folder.py::claim_folder"),
-        (_CODE, "dpads/selecting.py"),
+        (_CODE, "dpads/selecting_ledger.py::trainings_of"),
         (
             _TEST,
             "tests/test_sweep.py::test_a_folder_of_another_sweep_is_refused_by_the_keys_that_differ",
         ),
+    ),
+    "tuning.runs_counted": (
+        (_CODE, "dpads/selecting_ledger.py::trainings_of"),
+        (_TEST, "tests/test_select.py::test_every_other_private_trial_is_charged"),
+        (_TEST, "tests/test_select.py::test_trials_that_never_began_are_charged_as_planned"),
     ),
     "tuning.drawn_once": (
         (_CODE, "dpads/private_selection_law.py::draw_number"),

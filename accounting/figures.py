@@ -25,7 +25,7 @@ _TUNING: Mapping[str | None, str] = {
 }
 _LAWS: Mapping[float, str] = {0.0: "logarithmic", 1.0: "geometric"}
 
-FACTS = ("selection", "score", "sweep")
+FACTS = ("selection", "score", "sweep", "trials", "retrained")
 """The details of a tuning entry that its item in accounting.entries has too."""
 
 CAP_CHECK = "unit.cap_enforced"

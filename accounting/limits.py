@@ -79,6 +79,25 @@ def _of_unit(data: Mapping[str, Any]) -> list[str]:
     return items
 
 
+def _of_composition(data: Mapping[str, Any]) -> str:
+    """Why costs of runs that were compared add up."""
+    by_people = any(
+        check["id"] == "tuning.fixed_in_advance" and check["basis"] != "enforced_by_code"
+        for check in data["checks"]
+    )
+    if by_people:
+        return (
+            "Runs that were compared compose where each of them, and how often it was tried, was fixed "
+            "before the first result, for which somebody's word stands here. A run that is planned after "
+            "a look at their results adds to what is stated here."
+        )
+    return (
+        "Runs that were compared compose because one sweep's file fixed them in advance: each of its "
+        "private trials is counted, whether it ran or not. A run that is planned after a look at their "
+        "results adds to what is stated here."
+    )
+
+
 def _of_neighbours(definition: Mapping[str, Any]) -> list[str]:
     """What both of two neighbours may show."""
     adjacency, items = definition["adjacency"], []
@@ -136,10 +155,7 @@ def _of_accesses(data: Mapping[str, Any]) -> list[str]:
             "look at the others' results, which code cannot know of runs that were started one by one."
         )
     elif tuning == "composition":
-        items.append(
-            "Runs that were compared compose because one sweep fixed them in advance. A run that is "
-            "planned after a look at their results adds to what is stated here."
-        )
+        items.append(_of_composition(data))
     joint = len(data["ledgers"]) > 1 or tuning in _COUNTED
     if "hyperparameter_tuning" in stages:
         items.append(

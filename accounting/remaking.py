@@ -66,6 +66,7 @@ _OF_SOME_RUNS = frozenset(
         "calibration.accounted", "reference.kept_inside", "reference.chose_configuration",
         "evaluation.kept_inside", "evaluation.chose_configuration", "evaluation.test_rows_apart",
         "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
+        "tuning.runs_counted",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -81,6 +82,7 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "public_rows.are_public": _PEOPLE,
     "evaluation.kept_inside": _PEOPLE,
     "evaluation.test_rows_apart": _PEOPLE,
+    "tuning.runs_counted": frozenset({*_PEOPLE, str(Basis.ENFORCED)}),
     "tuning.declared": frozenset(map(str, Basis)),  # it never bears the claim
 }
 """Why each of them can be believed at all."""

@@ -19,6 +19,7 @@ def tuning_checks(inputs: StatementInputs) -> list[Check]:
     return [
         *(_same_mechanism(inputs) if counted else []),
         *(_fixed_in_advance(inputs, plain) if plain else []),
+        *_runs_counted(inputs, counted, plain),
         *(_selected(selections) if selections else []),
         *(_filtered(inputs) if filters else []),
     ]
@@ -43,16 +44,73 @@ def _fixed_in_advance(inputs: StatementInputs, plain: list[LedgerEntry]) -> list
     """Events add up only where they do not depend on one another's results."""
     sweeps = [entry.details.get("sweep") for entry in plain]
     known = list(dict.fromkeys(sweep for sweep in sweeps if isinstance(sweep, str)))
-    by_code = len(known) == 1 and None not in sweeps
+    planned = _planned(plain)
+    retrained = max((entry.details.get("retrained", 0) for entry in plain), default=0)
+    by_code = planned is not None and not retrained
+    note = "The ledger does not say that one sweep's file fixed all."
+    if planned is not None:
+        note = (
+            f"{retrained} of them were made anew, which no file fixed: whether and how often depended on "
+            "how training had ended."
+        )
     return [
         Check(
             id="tuning.fixed_in_advance",
-            assumption="The noise, the sampling and the iterations of every run that was compared were "
-            "fixed before the first of them ran, so that their costs add up.",
+            assumption="How many runs were compared, and the noise, the sampling and the iterations of "
+            "each, was fixed before the first of them ran, so that their costs add up.",
             basis=Basis.ENFORCED if by_code else person(inputs),
             asserted_by=None if by_code else inputs.human.asserted_by,
-            note=None if by_code else "The ledger does not say that one sweep's file fixed all.",
+            note=None if by_code else note,
             evidence=[Evidence("config_hash", "the sweep's file", sweep) for sweep in known],
+        )
+    ]
+
+
+def _planned(plain: list[LedgerEntry]) -> int | None:
+    """How many trainings one sweep's file planned or had to make anew; None where nothing says so."""
+    said = {tuple(e.details.get(key) for key in ("sweep", "trials", "retrained")) for e in plain}
+    if len(said) != 1:
+        return None
+    sweep, trials, retrained = said.pop()
+    if not isinstance(sweep, str) or type(trials) is not int:
+        return None
+    return trials + (retrained or 0)
+
+
+def _runs_counted(
+    inputs: StatementInputs, counted: list[LedgerEntry], plain: list[LedgerEntry]
+) -> list[Check]:
+    """No run that this one was compared with is left out."""
+    planned = _planned(plain)
+    if planned is not None:
+        lacking = planned - 1 - len(plain)
+        return [
+            Check(
+                id="tuning.runs_counted",
+                assumption="Every other private trial of the sweep's file is counted, whether it ran or "
+                "not, and every training that was made anew.",
+                basis=Basis.ENFORCED,
+                result=Result.VIOLATED if lacking else Result.HOLDS,
+                note=f"The ledger counts {len(plain)} other runs, and the sweep had {planned - 1}."
+                if lacking
+                else None,
+            )
+        ]
+    chose = [e for e in inputs.entries("evaluation") if e.chose_configuration]
+    if counted or all(entry.treatment == "public_data_only" for entry in chose):
+        return []
+    named = inputs.is_trial or bool(inputs.entries("tuning"))
+    return [
+        Check(
+            id="tuning.runs_counted",
+            assumption="That results of other runs, which are not counted here, chose among runs tells "
+            "nothing about any single row.",
+            basis=person(inputs) if named else Basis.ENFORCED,
+            result=Result.HOLDS if named else Result.VIOLATED,
+            asserted_by=inputs.human.asserted_by if named else None,
+            note="What the other runs cost is on another ledger."
+            if named
+            else "Exact metrics chose this model among runs, and the ledger counts none of these.",
         )
     ]
 

@@ -1,8 +1,9 @@
 """The winner of a sweep as a run of its own, whose statement charges it for every other trial.
 
 Every trial of a sweep may be looked at, so all of them compose: those that failed or were cut off too, for
-they were trained in part. The metrics by which the winner was chosen are exact reads of test rows, which
-nothing covers; the ledger says on which rows.
+they were trained in part, and those that never began, for somebody may have stopped the sweep after a look at
+the others. The metrics by which the winner was chosen are exact reads of test rows, which nothing covers; the
+ledger says on which rows.
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dpads import record as files
 from dpads._validate import nearest
-from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.ledger import Ledger
 from dpads.errors import ConfigError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.run import Run
-from dpads.sweep_folder import SWEEP_TOML, sole_user
+from dpads.selecting_ledger import (
+    check_comparable,
+    check_winner,
+    looks_at_others,
+    others_charged,
+    own_entries,
+    trainings_of,
+)
+from dpads.sweep_folder import sole_user
 from dpads.sweeping import Sweep
 
 if TYPE_CHECKING:
     from dpads.sweep_config import Trial
 
 SELECTED: Final = "selected"
+STAGE_MARK: Final = ".recipe"
+_RECIPE_FILES: Final = ("recipe.json", "asked.json")
 SEEDS: Final = ("training.init_seed", "data.split_seed")
 # Metrics that order trials; calibration does not: it is best at 1.
 ORDERING: Final[Mapping[bool, tuple[str, ...]]] = {
@@ -101,23 +111,35 @@ def select(
 
     Raises:
         ConfigError: the path is no sweep, a metric is unknown, `out` exists, no private trial finished, or
-            private trials differ in unit, relation, cap or number of units, so that they do not compose.
-        RunError: the sweep is running.
+            private trials differ in unit, relation, cap or number of units, so that they do not compose,
+            or the sweep is a stage of a recipe.
+        RunError: the sweep is running, or the winner's folder is not the one that was announced.
 
     Guarantees:
-        - Every other private trial that was announced is charged, whether it finished or not.
+        - Every other private trial of the sweep's file is charged, whether it finished, failed or never
+          began; one that was trained anew, each time.
+        - What else the trials' own ledgers hold, such as later metrics, is on the winner's ledger too.
         - The ledger says on which rows the metric that chose was read, and that nothing covers that.
     """
     found = sweep if isinstance(sweep, Sweep) else Sweep.open(sweep)
     target = found.path / SELECTED if out is None else Path(out)
     files.refuse_existing(target)
+    _refuse_stage(found.path)
     with sole_user(found.path):
         choice = choose(found, by)
         check_comparable(found)
         winner = Run.load(found.folder_of(choice.trial.name))
+        trainings = trainings_of(found, winner.plan.dataset_size)
+        check_winner(winner, choice.trial, trainings)
+        charged = others_charged(found, choice.trial, trainings)
+        compared = len(charged) > 0
         ledger = Ledger()
-        own = (entry.to_dict() for entry in winner.ledger.entries)
-        for fields in (*own, *_further_entries(found, choice)):
+        for fields in (
+            *own_entries(winner, compared),
+            *charged,
+            *_how_chosen(found, choice, compared),
+            *looks_at_others(found, winner, choice.trial),
+        ):
             ledger.append(**fields)
         run = Run(
             model=winner.model,
@@ -195,60 +217,26 @@ def _scored_rows(sweep: Sweep, winner: Trial) -> str:
     return rows.pop()
 
 
-def check_comparable(sweep: Sweep) -> None:
-    """Refuses trials whose guarantees do not add up to one.
+def _refuse_stage(folder: Path) -> None:
+    """Refuses a stage of a recipe, whose trials were chosen after a look at earlier stages.
 
     Raises:
-        ConfigError: private trials that were announced differ in unit, relation, cap or public number of
-            units.
+        ConfigError: the folder is one.
     """
-    sizes = {trial.name: trial.config.privacy.dataset_size for trial in sweep.trials}
-    facts = [
-        {
-            "privacy.unit": entry.details["unit"],
-            "the neighbouring relation": entry.details["relation"],
-            "privacy.max_examples_per_unit": entry.details["cap"],
-            "privacy.dataset_size": sizes[entry.details["trial"]],
-        }
-        for entry in sweep.ledger.entries
-        if entry.kind == "tuning"
-    ]
-    for key in facts[0] if facts else ():
-        values = sorted({str(fact[key]) for fact in facts})
-        if len(values) > 1:
-            raise ConfigError(
-                f"Expected private trials that share {key}, got {' and '.join(values)}: what they cost does "
-                "not add up to one guarantee. Run a sweep for each."
-            )
+    above = folder.absolute().parents[:2]
+    marked = (folder / STAGE_MARK).exists()
+    if marked or any((place / name).is_file() for place in above for name in _RECIPE_FILES):
+        raise ConfigError(
+            f"{folder}: this is a stage of a recipe, and its trials were planned after a look at the results "
+            "of earlier stages: what they cost does not add up. Use the recipe's own model, in model/ of "
+            "the recipe's folder: its statement counts every stage."
+        )
 
 
-def _further_entries(sweep: Sweep, choice: Choice) -> Iterator[dict[str, Any]]:
-    """Ledger entries beside the winner's own: what the other trials cost, and how it was chosen."""
-    winner, public = choice.trial, sweep.config.rows != "private"
-    splits = {trial.name: trial.config.split_seed for trial in sweep.trials}
-
-    def rows_of(trial: str) -> str:
-        return "train" if splits[trial] == winner.config.split_seed else "train_and_test"
-
-    entries = sweep.ledger.entries
-    asked = files.sha256((sweep.path / SWEEP_TOML).read_bytes())
-    own = [e for e in entries if e.kind == "tuning" and e.details["trial"] == winner.name]
-    # The last try is the one that the winner's own ledger has; earlier ones were lost, and charged.
-    charged = [e for e in entries if e.kind == "tuning" and e is not (own[-1] if own else None)]
-    for entry in sorted(
-        charged, key=lambda e: (rows_of(e.details["trial"]), canonical_bytes(e.dp_event))
-    ):
-        yield {
-            "kind": "tuning",
-            "description": "Another trial of the sweep was trained",
-            "rows": rows_of(entry.details["trial"]),
-            "treatment": entry.treatment,
-            "dp_event": entry.dp_event,
-            # The sweep's file fixed every mechanism in advance: that is why costs may be added up.
-            "details": {"sweep": asked},
-        }
-    outside = "public_data_only" if public else "not_covered"
-    for entry in entries:
+def _how_chosen(sweep: Sweep, choice: Choice, compared: bool) -> Iterator[dict[str, Any]]:
+    """Ledger entries of what nothing covers: models without noise, and the metrics that chose."""
+    outside = "public_data_only" if sweep.config.rows != "private" else "not_covered"
+    for entry in sweep.ledger.entries:
         if entry.kind == "reference":
             yield {
                 "kind": "reference",
@@ -257,11 +245,12 @@ def _further_entries(sweep: Sweep, choice: Choice) -> Iterator[dict[str, Any]]:
                 "treatment": outside,
                 "details": {"chose_configuration": False},
             }
-    yield {
-        "kind": "evaluation",
-        "description": f"Exact metrics of all trials on {_ROWS_WORDS[choice.rows]}: this model was chosen by "
-        f"{choice.by} among {choice.settings} settings",
-        "rows": choice.rows,
-        "treatment": outside,
-        "details": {"chose_configuration": True, "metric": choice.by},
-    }
+    if compared:
+        yield {
+            "kind": "evaluation",
+            "description": f"Exact metrics of all trials on {_ROWS_WORDS[choice.rows]}: this model was "
+            f"chosen by {choice.by} among {choice.settings} settings",
+            "rows": choice.rows,
+            "treatment": outside,
+            "details": {"chose_configuration": True, "metric": choice.by},
+        }

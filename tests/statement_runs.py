@@ -159,7 +159,7 @@ ANOTHER = {
     "kind": "tuning",
     "description": "Another trial of the sweep was trained",
     "dp_event": OWN,
-    "details": {"sweep": "a7" * 32},
+    "details": {"sweep": "a7" * 32, "trials": 4},
 }
 CANDIDATES = events.worst_of([events.dp_sgd(1.5, 0.005, 1000), OWN, SCORED])
 TUNED = {
@@ -249,6 +249,15 @@ RUNS: dict[str, dict[str, Any]] = {
         ),
         "evaluated_on": (),
     },
+    "chosen from a sweep with a trial made anew": {
+        "privacy": FIXED_NOISE,
+        "extra": (
+            {**ANOTHER, "details": {"sweep": "a7" * 32, "trials": 2, "retrained": 1}},
+            {**ANOTHER, "details": {"sweep": "a7" * 32, "trials": 2, "retrained": 1}},
+            CHOSEN_BY_TESTS,
+        ),
+    },
+    "trial of a recipe": {"before": (TRIAL, NOISE_FREE_STAGE, CHOSEN_BY_TESTS)},
     "chosen from a sweep with a reference": {
         "privacy": FIXED_NOISE,
         "reference": True,

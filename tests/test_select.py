@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dpads.accounting.events import dp_sgd
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, RunError
+from dpads.run import note_evaluation
 from dpads.selecting import choose, select
 from dpads.store import ExampleStore
 from dpads.sweep_config import parse_sweep
@@ -49,7 +50,8 @@ AXES = {
 def swept(log_folder: Path, out: Path, axes: Mapping[str, Any], **changes: Any) -> Sweep:
     """A small sweep, its trials run in this process."""
     data = {"train": str(log_folder / "train-store"), "test": 0.2}
-    document = {"base": {"data": data, **BASE}, "axes": dict(axes), **changes}
+    privacy = {"privacy": changes.pop("privacy")} if "privacy" in changes else {}
+    document = {"base": {"data": data, **BASE, **privacy}, "axes": dict(axes), **changes}
     config = parse_sweep(document, base=log_folder)
     with sole_user(out):
         (out / "trials").mkdir()
@@ -177,6 +179,129 @@ def test_trials_that_failed_or_were_tried_again_are_charged_too(sweep: Sweep) ->
     run = select(sweep)
     assert events(run.ledger.entries) == events(sweep.ledger.entries)
     assert Counter(e.kind for e in run.ledger.entries)["tuning"] == 5
+
+    check = check_of(run, "tuning.fixed_in_advance")
+    assert check["basis"] == "declared_in_configuration"
+    assert "2 of them were made anew" in check["note"]
+    assert check_of(run, "tuning.runs_counted")["result"] == "holds"
+    assert run.statement().data["claim_level"] == "conditional"
+    assert dpads.verify(run.path).ok
+
+
+def check_of(run: dpads.Run, name: str) -> dict[str, Any]:
+    checks: list[dict[str, Any]] = run.statement().data["checks"]
+    return next(check for check in checks if check["id"] == name)
+
+
+def forget(sweep: Sweep, trials: Collection[str]) -> None:
+    """The sweep as if it had been stopped before these trials."""
+    kept = [e for e in sweep.ledger.entries if e.details["trial"] not in trials]
+    (sweep.path / "ledger.jsonl").unlink()
+    ledger = Ledger(sweep.path / "ledger.jsonl")
+    for entry in kept:
+        ledger.append(**entry.to_dict())
+    for trial in trials:
+        shutil.rmtree(sweep.folder_of(trial))
+
+
+def test_trials_that_never_began_are_charged_as_planned(sweep: Sweep) -> None:
+    whole, others = events(sweep.ledger.entries), private_others(sweep)
+    forget(sweep, others[1:])  # stopped after two of four trials
+    run = select(sweep)
+    assert events(run.ledger.entries) == whole
+    assert Counter(e.kind for e in run.ledger.entries)["tuning"] == 3
+    words = [e.description for e in run.ledger.entries if "had not begun" in e.description]
+    assert len(words) == 2
+    assert check_of(run, "tuning.fixed_in_advance")["basis"] == "enforced_by_code"
+    assert dpads.verify(run.path).ok
+
+
+def test_trials_that_never_began_are_planned_on_as_many_units(
+    train_store: ExampleStore, log_folder: Path, tmp_path: Path
+) -> None:
+    axes = {"training.table_optimizer.learning_rate": [0.5, 1.0]}
+    privacy = {"noise_multiplier": 2.0}  # the store's own number of units
+    found = swept(log_folder, tmp_path / "s", axes, privacy=privacy)
+    whole = events(found.ledger.entries)
+    forget(found, private_others(found))
+    assert events(select(found).ledger.entries) == whole
+
+
+def private_others(sweep: Sweep) -> list[str]:
+    winner = choose(sweep).trial
+    return [t.name for t in sweep.trials if t != winner and not t.reference]
+
+
+def looked_at(run: Path, rows: str = "train") -> None:
+    """What `dpads evaluate` on the training log leaves."""
+    note_evaluation(Ledger.load(run / "ledger.jsonl"), rows)
+
+
+@pytest.mark.parametrize("whose", ["another trial", "a reference", "the winner"])
+def test_a_later_look_at_a_trial_is_not_covered_either(sweep: Sweep, whose: str) -> None:
+    names = {
+        "another trial": private_others(sweep)[0],
+        "a reference": next(t.name for t in sweep.trials if t.reference),
+        "the winner": choose(sweep).trial.name,
+    }
+    looked_at(sweep.folder_of(names[whose]))
+    run = select(sweep)
+    looks = [e for e in run.ledger.entries if e.kind == "evaluation" and e.rows == "train"]
+    assert [(e.treatment, e.chose_configuration) for e in looks] == [("not_covered", True)]
+    assert "exact metrics that chose among runs, on rows that may be training rows" in (
+        run.statement().headline
+    )
+    assert run.statement().data["claim_level"] == "conditional"
+    assert dpads.verify(run.path).ok
+
+
+def test_reads_and_declarations_of_other_trials_are_told(sweep: Sweep) -> None:
+    declared = {"kind": "upstream", "description": "Joined.", "treatment": "not_covered"}
+    first, second = private_others(sweep)[:2]
+    for name in (first, second):
+        ledger = Ledger.load(sweep.folder_of(name) / "ledger.jsonl")
+        ledger.append(**declared, rows="train")
+    lost = sweep.folder_of(second).with_name(f"{second}.lost-1")
+    lost.mkdir()
+    Ledger(lost / "ledger.jsonl").append(
+        kind="recalibration", description="A layer", rows="train", treatment="not_covered"
+    )
+    run = select(sweep)
+    kinds = Counter(entry.kind for entry in run.ledger.entries)
+    assert (kinds["upstream"], kinds["recalibration"]) == (1, 1)
+
+
+def test_a_winner_whose_folder_was_exchanged_is_refused(sweep: Sweep) -> None:
+    folder = sweep.folder_of(choose(sweep).trial.name)
+    entries = Ledger.load(folder / "ledger.jsonl").entries
+    (folder / "ledger.jsonl").unlink()
+    ledger = Ledger(folder / "ledger.jsonl")
+    for entry in entries:
+        event = {"dp_event": dp_sgd(1.0, 0.125, 8)} if entry.kind == "training" else {}
+        ledger.append(**{**entry.to_dict(), **event})
+    with pytest.raises(RunError, match="folder was exchanged"):
+        select(sweep)
+    assert not (sweep.path / "selected").exists()
+
+
+def test_one_private_trial_was_chosen_among_none(
+    train_store: ExampleStore, log_folder: Path, tmp_path: Path
+) -> None:
+    run = select(swept(log_folder, tmp_path / "s", {"privacy.noise_multiplier": [2.0]}))
+    assert {entry.kind for entry in run.ledger.entries} >= {"training", "evaluation"}
+    assert not any(entry.chose_configuration for entry in run.ledger.entries)
+    assert run.statement().data["claim_level"] != "none"
+
+
+@pytest.mark.parametrize("mark", ["sweep/.recipe", "recipe.json", "../asked.json"])
+def test_a_stage_of_a_recipe_is_refused(sweep: Sweep, mark: str) -> None:
+    place = sweep.path.parent / mark
+    place.write_text("{}")
+    try:
+        with pytest.raises(ConfigError, match="Use the recipe's own model"):
+            select(sweep)
+    finally:
+        place.unlink()
 
 
 def test_rows_that_another_split_trains_on_are_no_test_rows(

@@ -85,7 +85,7 @@ def sweep(run: Path) -> list[Entry]:
         "kind": "tuning",
         "description": "Another trial of the sweep was trained",
         "dp_event": plan_of(run).event(),
-        "details": {"sweep": "a7" * 32},
+        "details": {"sweep": "a7" * 32, "trials": 4},
     }
     return [other, other, {**other, "dp_event": events.dp_sgd(2.0, 0.1, 10)}]
 
@@ -194,3 +194,24 @@ def test_a_run_that_does_not_fit_into_its_filter_has_no_claim(
     claim = json.loads((folder / "statement.json").read_text())["claim_level"]
     assert claim == ("conditional" if covered else "none")
     assert verify(folder).ok
+
+
+def test_a_winner_whose_other_trials_were_dropped_has_no_claim(
+    trained: Path, tmp_path: Path
+) -> None:
+    """A new chain and a new statement of it, by somebody who leaves out what the others cost."""
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    entries = Ledger.load(folder / "ledger.jsonl").entries
+    chose: Entry = {
+        "kind": "evaluation",
+        "description": "Exact metrics of all trials: this model was chosen",
+        "rows": "test",
+        "treatment": "not_covered",
+        "details": {"chose_configuration": True},
+    }
+    claims = {}
+    for kept in (3, 2, 0):
+        noted(folder, entries, before=[*sweep(folder)[:kept], chose], selected=False)
+        claims[kept] = json.loads((folder / "statement.json").read_text())["claim_level"]
+        assert verify(folder).ok
+    assert claims == {3: "conditional", 2: "none", 0: "none"}  # CONFIG leaves the size to the store

@@ -10,6 +10,7 @@ import pytest
 from altering import altered, failure, get, numbers, put, text_of
 from statement_runs import (
     ANOTHER,
+    CHOSEN_BY_TESTS,
     FILTER,
     FIXED_NOISE,
     NOISE_FREE_STAGE,
@@ -71,6 +72,54 @@ def test_a_looked_at_reference_and_nobodys_word_for_the_file_leave_conditions() 
         if a.get("check_id") == "tuning.declared"
     )
     assert "without a look at these rows but those of the runs that this" in row["description"]
+
+
+COUNTED = {"sweep": "a7" * 32, "trials": 4}
+
+
+@pytest.mark.parametrize(
+    ("details", "left", "note"),
+    [
+        (COUNTED, 2, "counts 2 other runs, and the sweep had 3"),
+        (COUNTED, 1, "counts 1 other runs, and the sweep had 3"),
+        (COUNTED, 0, "the ledger counts none of these"),
+        ({**COUNTED, "trials": 3}, 3, "counts 3 other runs, and the sweep had 2"),
+        ({**COUNTED, "retrained": 1}, 3, "counts 3 other runs, and the sweep had 4"),
+    ],
+)
+def test_a_ledger_that_leaves_out_a_planned_trial_has_no_claim(
+    details: dict[str, Any], left: int, note: str
+) -> None:
+    others = ({**ANOTHER, "details": details},) * left
+    statement = make_statement(run_inputs(privacy=FIXED_NOISE, extra=(*others, CHOSEN_BY_TESTS)))
+    assert statement.claim_level is ClaimLevel.NONE
+    assert result_of(statement, "tuning.runs_counted") == "violated"
+    assert note in statement.headline
+    assert failure(statement.data) == ""
+
+
+def test_a_training_that_was_made_anew_was_not_fixed_in_advance() -> None:
+    statement = statement_of("chosen from a sweep with a trial made anew")
+    assert result_of(statement, "tuning.runs_counted") == "holds"
+    assert statement.claim_level is ClaimLevel.CONDITIONAL
+    assert "on 1 assumption declared by the configuration and signed by nobody: How many runs" in (
+        statement.headline
+    )
+    check = next(c for c in statement.data["checks"] if c["id"] == "tuning.fixed_in_advance")
+    assert "1 of them were made anew" in check["note"]
+    assert any("somebody's word stands here" in text for text in statement.data["limitations"])
+    formal = statement_of("chosen from a sweep")
+    assert any("whether it ran or not" in text for text in formal.data["limitations"])
+
+
+def test_a_trial_whose_configuration_others_chose_is_never_formal() -> None:
+    statement = statement_of("trial of a recipe")
+    assert statement.claim_level is ClaimLevel.CONDITIONAL
+    assert result_of(statement, "tuning.runs_counted") == "holds"
+    public = {"rows": "none", "treatment": "public_data_only"}
+    on_public_rows = ({**NOISE_FREE_STAGE, **public}, {**CHOSEN_BY_TESTS, **public})
+    again = make_statement(run_inputs(before=on_public_rows))
+    assert "tuning.runs_counted" not in {check["id"] for check in again.data["checks"]}
 
 
 def test_a_private_selection_is_its_own_guarantee_and_shows_one_run() -> None:
@@ -272,9 +321,10 @@ def test_a_selected_run_joins_unrelated_ones_with_its_whole_selection() -> None:
 
 def test_one_word_for_the_file_is_not_everybodys() -> None:
     unfixed = {**ANOTHER, "details": {}}
+    fixed = {**ANOTHER, "details": {**COUNTED, "trials": 2}}
     runs = [
         run_inputs(privacy=FIXED_NOISE, extra=(unfixed,), run="a", human={"asserted_by": "Ada"}),
-        another(run_inputs(privacy=FIXED_NOISE, extra=(ANOTHER,), run="b")),
+        another(run_inputs(privacy=FIXED_NOISE, extra=(fixed,), run="b")),
         another(run_inputs(privacy=FIXED_NOISE, extra=(unfixed,), run="c"), 2),
     ]
     statement = joint_statement(runs)
@@ -319,6 +369,7 @@ FORGED: list[tuple[str, str, Any]] = [
     ("chosen from a sweep", "accounting/tuning/method", "not_declared"),
     ("chosen from a sweep", "accounting/entries/1/count", 1),
     ("chosen from a sweep", "accounting/entries/1/sweep", "b8" * 32),
+    ("chosen from a sweep", "accounting/entries/1/trials", 3),
 ]
 
 
