@@ -332,6 +332,8 @@ def test_no_candidate_and_none_that_works_look_the_same(
             carry_out(candidates, out, lambda task: 0.0)
     assert told[0] == told[1]
     assert NOTHING in told[0]
+    assert "/ledger.jsonl says what it cost" in told[0]
+    assert "another selection on these rows, under another --out, adds its own cost" in told[0]
     assert left[0] == left[1] == ["ledger.jsonl"]
 
 
