@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dpads import record as files
 from dpads.accounting.events import EventTree
@@ -15,15 +15,16 @@ from dpads.config import Config, DataConfig
 from dpads.errors import RunError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.plan import PrivacySpec
-from dpads.recipe_ask import How, RecipeRows, noisy
+from dpads.recipe_ask import ASKED, How, RecipeRows, noisy
+from dpads.recipe_budget import STAGES, FilterFile, check_unspent, stage_folder
 from dpads.recipe_stages import RowsName, Tried, Values, with_values
 from dpads.run_data import resolve_plan
 from dpads.store import ExampleStore
 from dpads.sweep_config import parse_sweep
+from dpads.sweep_ledger import one_of
 from dpads.sweep_progress import SweepProgress
 from dpads.sweeping import sweep
 
-STAGES: Final = "stages"
 TEST_SHARE: Final = 0.2  # of public rows
 
 
@@ -50,7 +51,9 @@ class StageTrials:
     ) -> list[Tried]:
         """Trials without noise: on public or made-up rows, or on the ledger before they run."""
         rows = self._how.noise_free_rows
-        self._note_noise_free(name, title, len(settings))
+        if not (self._noted(name) and (self._folder / STAGES / name).exists()):
+            self._note_noise_free(name, title, len(settings))
+        stage_folder(self._folder, name, len(settings), rows)
         base = dataclasses.replace(noisy(config, 0.0), l2_clip_norm=math.inf)
         if self._rows.public is not None:
             base = _on_public(base, self._rows.public)
@@ -63,8 +66,9 @@ class StageTrials:
         config: Config,
         settings: Sequence[Values],
         event: EventTree,
+        budget: FilterFile,
     ) -> list[Tried]:
-        """Trials with noise, all of which were taken out of the filter's total.
+        """Trials with noise, all of which are taken out of the filter's total first.
 
         Args:
             name: of the stage.
@@ -72,8 +76,11 @@ class StageTrials:
             config: with the noise multiplier.
             settings: of the trials.
             event: of each.
+            budget: the filter.
 
         Raises:
+            BudgetError: they do not fit.
+            CheckpointError: the stage's folder is not the one that they were taken out for.
             RunError: another mechanism ran, or one more often.
         """
         if not self._noted(name):
@@ -84,8 +91,13 @@ class StageTrials:
                 treatment="not_covered",
                 details={"chose_configuration": True, "stage": name},
             )
-        found = self._trials(name, title, config, settings, "private")
+        identity = stage_folder(self._folder, name, len(settings), "private")
         path = self._folder / STAGES / name / files.LEDGER
+        if name not in budget.folders:
+            check_unspent(path.parent)
+        for place in range(len(settings)):
+            budget.spend(f"{name}/{place}", event, identity)
+        found = self._trials(name, title, config, settings, "private", self._looks(name))
         charged = [entry for entry in Ledger.load(path).entries if entry.kind == "tuning"]
         if len(charged) > len(settings) or any(entry.dp_event != event for entry in charged):
             raise RunError(
@@ -96,7 +108,13 @@ class StageTrials:
         return found
 
     def _trials(
-        self, name: str, title: str, base: Config, settings: Sequence[Values], rows: RowsName
+        self,
+        name: str,
+        title: str,
+        base: Config,
+        settings: Sequence[Values],
+        rows: RowsName,
+        first: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Tried]:
         """The trials of a stage that finished."""
         self.tell(title)
@@ -111,6 +129,7 @@ class StageTrials:
             out=self._folder / STAGES / name,
             workers=self._how.workers,
             threads=self._how.threads,
+            first=first,
             on_progress=lambda at: self.tell(title, at),
         )
         loss_name = HEADLINE_LOSS[base.schema.task]
@@ -126,10 +145,20 @@ class StageTrials:
             )
         return tried
 
+    def _looks(self, name: str) -> list[dict[str, Any]]:
+        """What the ledger of a trial with noise begins with: the looks that led to its settings."""
+        asked = files.sha256((self._folder / ASKED).read_bytes())
+        looks = [
+            entry for entry in self._ledger.entries if entry.kind in ("reference", "evaluation")
+        ]
+        return one_of(self._how.trials, asked, "private", "a recipe") + [
+            entry.to_dict() for entry in looks if entry.details.get("stage") != name
+        ]
+
     def _note_noise_free(self, name: str, title: str, count: int) -> None:
         """Ledger entries of a stage without noise, unless its rows were made up."""
         rows = self._how.noise_free_rows
-        if rows == "synthetic" or self._noted(name):
+        if rows == "synthetic":
             return
         private = rows == "private"
         for kind, read, what in (

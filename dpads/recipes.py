@@ -29,7 +29,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.benching_costs import private_step_seconds
 from dpads.config import Config, load_config, parse_config
 from dpads.config_toml import to_toml
-from dpads.errors import CheckpointError, ConfigError, RunError
+from dpads.errors import CheckpointError, ConfigError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.plan import Plan
 from dpads.private_selection_state import locked
@@ -43,7 +43,8 @@ from dpads.recipe_ask import (
     noisy,
     open_recipe_rows,
 )
-from dpads.recipe_budget import FilterFile
+from dpads.recipe_budget import MODEL, STAGES, FilterFile, check_kept
+from dpads.recipe_model import chosen_run
 from dpads.recipe_stages import (
     BATCH,
     CLIP,
@@ -64,14 +65,13 @@ from dpads.recipe_stages import (
     smallest_harmless,
     with_values,
 )  # fmt: skip
-from dpads.recipe_trials import STAGES, StageTrials
+from dpads.recipe_trials import StageTrials
 from dpads.run import Run
 from dpads.run_data import resolve_plan
 from dpads.training import TrainingSettings
 
 RECIPE: Final = "recipe.json"
 SETTLED: Final = ("1-reference", "2-batch-size", "3-clip-norm", "4-noise")
-MODEL: Final = "model"
 FORMAT: Final = 1
 MEASURE_SECONDS: Final = 1.5  # for each batch size
 
@@ -109,11 +109,13 @@ def recipe(
     Raises:
         ConfigError: the configuration lacks what the recipe needs, or `out` is of something else.
         BudgetError: the budget is too small for so many trials.
+        CheckpointError: something is lost that privacy was spent for.
         RunError: no trial finished.
 
     Guarantees:
         - All trials with noise together cost at most privacy.epsilon: each is taken out of a total that is on
           the ledger before the first of them begins.
+        - What was spent for is never trained again, whatever was deleted since.
         - Every stage without noise on private rows is on the ledger before it runs.
     """
     start = config if isinstance(config, Config) else load_config(config)
@@ -152,11 +154,14 @@ class _Recipe:
 
     def carry_out(self) -> Run:
         """All stages that are not whole yet, then the model."""
+        settled = {stage.name for stage in self._stages}
+        check_kept(self._folder, self._ledger, is_settled=SETTLED[-1] in settled)
         for name, find in zip(
             SETTLED, (self._reference, self._batch_size, self._clip_norm, self._noise), strict=True
         ):
             self._stage(name, find)
-        run = self._model(*self._learning_rates())
+        stage, best = self._learning_rates()
+        run = chosen_run(self._folder, stage, best.trial, self._ledger)
         shown = dataclasses.replace(run.config, data=self._start.data)
         files.write_text(self._folder / files.CONFIG, to_toml(shown))
         self._save(run)
@@ -291,7 +296,14 @@ class _Recipe:
             budget = RenyiFilter.for_budget(epsilon, plan.delta, plan.relation, planned)
             noise = smallest_noise_multiplier_within(budget, self._event, trials)
         assert budget is not None
-        if not any(entry.kind == "tuning" for entry in self._ledger.entries):
+        charged = [entry.dp_event for entry in self._ledger.entries if entry.kind == "tuning"]
+        if charged not in ([], [budget.event()]):
+            raise CheckpointError(
+                f"{self._folder}: {files.LEDGER} has another total than is planned now. Begin anew under "
+                "another --out."
+            )
+        if not charged:
+            FilterFile.create(self._folder, budget)
             self._ledger.append(
                 kind="tuning",
                 description=f"At most {trials} trials with noise, their learning rates chosen after a "
@@ -300,7 +312,6 @@ class _Recipe:
                 treatment="covered_by_accounting",
                 dp_event=budget.event(),
             )
-        FilterFile.create(self._folder, budget)
         return Stage(
             name=name,
             title=title,
@@ -317,20 +328,16 @@ class _Recipe:
         """Stage 5 and its refinements: the stage and the trial of the best model."""
         noise = next(s.chosen[NOISE] for s in self._stages if s.name == SETTLED[-1])
         budget, left = FilterFile(self._folder), self._how.trials
-        covered = [entry.dp_event for entry in self._ledger.entries if entry.kind == "tuning"]
-        if covered != [budget.event()]:
-            raise CheckpointError(
-                f"{self._folder}: the ledger and the filter disagree about the total. Go on with the version "
-                "of dpads that began it, or begin anew under another --out."
-            )
         tried: list[tuple[str, Tried]] = []
         while settings := rounds_of(self._config, left, [item for _, item in tried]):
             name = f"{len(SETTLED) + 1 + len({stage for stage, _ in tried})}-learning-rates"
-            event = self._event(noise)
-            for place in range(len(settings)):
-                budget.spend(f"{name}/{place}", event)
             found = self._trials.private(
-                name, "Learning rates with noise", noisy(self._config, noise), settings, event
+                name,
+                "Learning rates with noise",
+                noisy(self._config, noise),
+                settings,
+                self._event(noise),
+                budget,
             )
             tried += [(name, item) for item in found]
             left -= len(settings)
@@ -356,40 +363,6 @@ class _Recipe:
             chosen=chosen,
             **self._evidence(name, (TABLE_RATE, TOWER_RATE), found),
         )
-
-    def _model(self, stage: str, best: Tried) -> Run:
-        """The best trial as a run of its own, under the recipe's ledger."""
-        target = self._folder / MODEL
-        if files.is_run(target):
-            return Run.load(target)
-        trial = Run.load(self._folder / STAGES / stage / "trials" / best.trial)
-        event = trial.plan.event()
-        if event not in FilterFile(self._folder).spent:
-            raise RunError(f"{trial.path}: it was not taken out of the filter's total.")
-        ledger = Ledger()
-        for entry in self._ledger.entries:
-            ledger.append(**entry.to_dict())
-        ledger.append(
-            kind="selected_training",
-            description=f"{trial.plan.mechanism.iterations} iterations of DP-SGD over tower and tables: the "
-            "run that was chosen",
-            rows="train",
-            treatment="covered_by_accounting",
-            details={"dp_event": event},
-        )
-        for entry in trial.ledger.entries:
-            if entry.kind in ("training_finished", "evaluation"):
-                ledger.append(**entry.to_dict())
-        run = Run(
-            model=trial.model,
-            plan=trial.plan,
-            record=trial.record,
-            config=trial.config,
-            ledger=ledger,
-            metrics=trial.metrics,
-        )
-        run.save(target)
-        return run
 
     @property
     def _words(self) -> str:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_calls import done
+from small_recipes import DOCUMENT, Here, configuration, document_of, recipes_here, spent
 
 import dpads
-from dpads.accounting.events import dp_sgd
-from dpads.accounting.filters import RenyiFilter
 from dpads.accounting.ledger import Ledger
-from dpads.accounting.relation import Relation
 from dpads.config import Config, load_config, parse_config
 from dpads.config_toml import to_toml
-from dpads.errors import BudgetError, CheckpointError, ConfigError, RunError
-from dpads.recipe_budget import FilterFile
+from dpads.errors import ConfigError
 from dpads.recipe_rows import made_up_rows, write_made_up_rows
 from dpads.recipe_stages import (
     CLIP,
@@ -36,34 +32,6 @@ from dpads.recipes import recipe
 from dpads.run import Run
 from dpads.store import ExampleStore
 from dpads.sweep_config import SweepConfig
-from dpads.sweep_stores import open_stores
-from dpads.sweep_trial import TrialTask, run_trial
-from dpads.sweeping import Sweep
-
-DOCUMENT: dict[str, Any] = {
-    "schema": {
-        "task": "ctr",
-        "label": "click",
-        "numeric": ["past_clicks", "past_views", "page_depth"],
-        "categorical": ["device", "hour", "region", "site", "campaign"],
-        "bags": ["interests"],
-        "buckets": 200,
-    },
-    "model": {"name": "logistic"},
-    "privacy": {"epsilon": 8.0, "dataset_size": 2400},
-    "training": {"expected_batch_size": 300, "epochs": 1},
-}
-Check = Callable[[Path, SweepConfig], None]
-
-
-def configuration(folder: Path, **changes: dict[str, Any]) -> Config:
-    """The recipe's start on the small log."""
-    tables: dict[str, Any] = {
-        "data": {"train": str(folder / "train-store"), "test": 0.2},
-        **DOCUMENT,
-    }
-    merged = {name: {**table, **changes.get(name, {})} for name, table in tables.items()}
-    return parse_config(merged, base=folder)
 
 
 @pytest.fixture
@@ -71,65 +39,13 @@ def config(train_store: ExampleStore, log_folder: Path) -> Config:
     return configuration(log_folder)
 
 
-class Here:
-    """Runs sweeps in this process and remembers them.
-
-    Attributes:
-        names: of the stages whose trials ran.
-        check: called with the recipe's folder before a sweep's first trial.
-    """
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.check: Check = lambda folder, asked: None
-
-    def __call__(self, asked: SweepConfig, *, out: Path, **_: object) -> Sweep:
-        self.check(out.parent.parent, asked)
-        self.names.append(out.name)
-        (out / "trials").mkdir(parents=True, exist_ok=True)
-        (out / "sweep.toml").write_text(asked.to_toml())
-        stores = open_stores(asked, out / "store", None)
-        for trial in asked.trials:
-            run = out / "trials" / trial.name
-            if not run.exists():
-                outcome = run_trial(
-                    TrialTask(
-                        name=trial.name,
-                        config=to_toml(stores.config_of(trial)),
-                        folder=str(run),
-                        ledger=str(out / "ledger.jsonl"),
-                        rows=asked.rows,
-                        test_rows=stores.test_rows,
-                        threads=1,
-                    )
-                )
-                assert outcome.status == "done", outcome.error
-        return Sweep(out, asked)
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Here:
-    """Small grids, sweeps in this process, no measurements and no pictures."""
-    found = Here()
-    monkeypatch.setattr("dpads.recipe_trials.sweep", found)
-    monkeypatch.setattr("dpads.recipe_stages.REFERENCE_FACTORS", ((0.5, 1.0), (1.0,)))
-    monkeypatch.setattr("dpads.recipe_stages.CLIP_FACTORS", (0.5, 1.0))
-    monkeypatch.setattr("dpads.recipe_stages.CLIP_RATE_FACTORS", (1.0,))
-    monkeypatch.setattr("dpads.recipes.private_step_seconds", lambda *_, **__: 1e-3)
-    monkeypatch.setattr("dpads.recipe_report.write_recipe_report", lambda folder: None)
-    return found
+    return recipes_here(monkeypatch)
 
 
 def kinds(run: Run) -> list[str]:
     return [entry.kind for entry in run.ledger.entries]
-
-
-def document_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "recipe.json").read_text()))
-
-
-def spent(folder: Path) -> list[Any]:
-    return list(json.loads((folder / "filter.json").read_text())["spent"])
 
 
 def test_on_private_rows_the_ledger_comes_first_and_the_claim_is_never_formal(
@@ -166,6 +82,25 @@ def test_on_private_rows_the_ledger_comes_first_and_the_claim_is_never_formal(
     assert [stage["rows"] for stage in found["stages"]] == [
         "private", "none", "private", "none", "private", "private"
     ]  # fmt: skip
+
+
+def test_no_trial_is_formal_where_private_rows_chose_its_settings(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    recipe(config, out=tmp_path / "r", trials=4)
+    stages = tmp_path / "r" / "stages"
+    assert all((stage / ".recipe").is_file() for stage in stages.iterdir())
+    for name, stage_entries in (("5-learning-rates", 4), ("6-learning-rates", 5)):
+        for path in sorted((stages / name / "trials").glob("*/ledger.jsonl")):
+            run = Run.load(path.parent)
+            looks = kinds(run)[: kinds(run).index("training")]
+            assert looks[0] == "trial"
+            assert len(looks) == 1 + stage_entries
+            assert run.ledger.entries[0].details["trials"] == 4
+            assert run.ledger.entries[1].details["chose_configuration"] is True
+            assert run.statement().claim_level != "formal"
+            assert "without noise" in run.statement().headline
+            assert dpads.verify(path.parent).ok
 
 
 def test_on_made_up_rows_no_private_row_is_read_without_noise(
@@ -217,35 +152,6 @@ def test_users_are_made_up_too(
     assert dpads.verify(tmp_path / "r" / "model").ok
 
 
-def test_cut_off_anywhere_it_goes_on_and_spends_nothing_twice(
-    config: Config, here: Here, tmp_path: Path
-) -> None:
-    starts = 0
-    while True:
-        ran = len(set(here.names))
-
-        def stop(folder: Path, asked: SweepConfig, ran: int = ran) -> None:
-            if len(set(here.names)) > ran:
-                raise KeyboardInterrupt
-
-        here.check = stop
-        starts += 1
-        try:
-            run = recipe(config, out=tmp_path / "r", public="synthetic", trials=4)
-            break
-        except KeyboardInterrupt:
-            assert starts < 10
-    assert starts >= 3
-    here.check = lambda folder, asked: None
-    # Stages that are whole are not run again; rounds with noise are only read again.
-    assert here.names.count("1-reference") == here.names.count("3-clip-norm") == 1
-    assert len(spent(tmp_path / "r")) == 4
-    assert kinds(run).count("tuning") == 1
-    assert recipe(config, out=tmp_path / "r", public="synthetic", trials=4).ledger.head == (
-        run.ledger.head
-    )
-
-
 def test_a_recipe_that_was_asked_for_something_else_is_refused(
     config: Config, here: Here, tmp_path: Path
 ) -> None:
@@ -257,64 +163,6 @@ def test_a_recipe_that_was_asked_for_something_else_is_refused(
         recipe(config, out=tmp_path / "r", trials=2)
     with pytest.raises(ConfigError, match="public, trials differ"):
         recipe(config, out=tmp_path / "r", trials=3, public="synthetic")
-
-
-def test_a_trial_that_was_charged_twice_ends_the_recipe(
-    config: Config, here: Here, tmp_path: Path
-) -> None:
-    def charge(folder: Path, asked: SweepConfig) -> None:
-        if not asked.trials[0].reference:
-            path = folder / "stages" / f"{len(here.names) + 3}-learning-rates" / "ledger.jsonl"
-            path.parent.mkdir(parents=True)
-            Ledger(path).append(
-                kind="tuning",
-                description="A trial that was lost",
-                rows="train",
-                treatment="covered_by_accounting",
-                dp_event=dp_sgd(1.0, 0.1, 10),
-                details={"trial": "0009"},
-            )
-
-    here.check = charge
-    with pytest.raises(RunError, match="other trials were charged"):
-        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
-    assert not (tmp_path / "r" / "model").exists()
-
-
-# What is spent
-
-
-def budget_for(trials: int) -> tuple[RenyiFilter, dict[str, Any]]:
-    event = dp_sgd(2.0, 0.1, 50)
-    planned: Sequence[Any] = [event] * trials
-    return RenyiFilter.for_budget(5.0, 1e-6, Relation.ADD_OR_REMOVE_ONE, planned), event
-
-
-def test_what_was_spent_survives_and_is_spent_once_for_each_name(tmp_path: Path) -> None:
-    budget, event = budget_for(3)
-    FilterFile.create(tmp_path, budget).spend("a", event)
-    again = FilterFile(tmp_path)
-    again.spend("a", event)
-    again.spend("b", event)
-    assert FilterFile(tmp_path).spent == [event, event]
-    with pytest.raises(RunError, match="another mechanism"):
-        again.spend("a", dp_sgd(3.0, 0.1, 50))
-
-
-def test_nothing_beyond_the_total_is_spent(tmp_path: Path) -> None:
-    budget, event = budget_for(3)
-    file = FilterFile.create(tmp_path, budget)
-    number = 0
-    while budget.admits(event, number + 1):
-        file.spend(str(number), event)
-        number += 1
-    assert number >= 3
-    with pytest.raises(BudgetError):
-        file.spend("more", event)
-    assert len(FilterFile(tmp_path).spent) == number
-    (tmp_path / "filter.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="what is spent"):
-        FilterFile(tmp_path)
 
 
 # Decisions
@@ -440,21 +288,6 @@ def test_private_rows_are_not_taken_for_public_ones(
     with pytest.raises(ConfigError, match="public rows are among"):
         recipe(logs, out=tmp_path / "s", public=str(log_folder / "*train.parquet"))
     assert not here.names
-
-
-def test_a_filter_of_another_total_is_refused(config: Config, here: Here, tmp_path: Path) -> None:
-    def stop(folder: Path, asked: SweepConfig) -> None:
-        if not asked.trials[0].reference:
-            raise KeyboardInterrupt
-
-    here.check = stop
-    with pytest.raises(KeyboardInterrupt):
-        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
-    path = tmp_path / "r" / "filter.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "rdp": 2 * facts["rdp"], "spent": []}))
-    with pytest.raises(CheckpointError, match="disagree about the total"):
-        recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
 
 
 def test_a_folder_of_something_else_is_refused(config: Config, tmp_path: Path) -> None:
