@@ -12,12 +12,9 @@ import pytest
 from small_recipes import Here, configuration, recipes_here, spent
 
 from dpads.accounting.events import dp_sgd
-from dpads.accounting.filters import RenyiFilter
 from dpads.accounting.ledger import Ledger
-from dpads.accounting.relation import Relation
 from dpads.config import Config
-from dpads.errors import BudgetError, CheckpointError, RunError
-from dpads.recipe_budget import FilterFile
+from dpads.errors import CheckpointError, RunError
 from dpads.recipes import recipe
 from dpads.run import Run
 from dpads.store import ExampleStore
@@ -211,39 +208,3 @@ def test_a_filter_of_another_total_is_refused(config: Config, here: Here, tmp_pa
     path.write_text(json.dumps({**facts, "rdp": 2 * facts["rdp"], "spent": []}))
     with pytest.raises(CheckpointError, match="disagree about the total"):
         recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
-
-
-def budget_for(trials: int) -> tuple[RenyiFilter, dict[str, Any]]:
-    event = dp_sgd(2.0, 0.1, 50)
-    planned: Sequence[Any] = [event] * trials
-    return RenyiFilter.for_budget(5.0, 1e-6, Relation.ADD_OR_REMOVE_ONE, planned), event
-
-
-def test_what_was_spent_survives_and_is_spent_once_for_each_name(tmp_path: Path) -> None:
-    budget, event = budget_for(3)
-    FilterFile.create(tmp_path, budget).spend("a/0", event, "1")
-    again = FilterFile(tmp_path)
-    again.spend("a/0", event, "1")
-    again.spend("a/1", event, "1")
-    assert FilterFile(tmp_path).spent == [event, event]
-    with pytest.raises(RunError, match="another mechanism"):
-        again.spend("a/0", dp_sgd(3.0, 0.1, 50), "1")
-    with pytest.raises(RunError, match="another mechanism or folder"):
-        again.spend("a/0", event, "2")
-    assert again.folders == {"a": "1"}
-
-
-def test_nothing_beyond_the_total_is_spent(tmp_path: Path) -> None:
-    budget, event = budget_for(3)
-    file = FilterFile.create(tmp_path, budget)
-    number = 0
-    while budget.admits(event, number + 1):
-        file.spend(f"a/{number}", event, "1")
-        number += 1
-    assert number >= 3
-    with pytest.raises(BudgetError):
-        file.spend("a/more", event, "1")
-    assert len(FilterFile(tmp_path).spent) == number
-    (tmp_path / "filter.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="what is spent"):
-        FilterFile(tmp_path)
