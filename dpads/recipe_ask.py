@@ -11,8 +11,8 @@ from typing import Final
 from dpads import record as files
 from dpads.config import Config, DataConfig
 from dpads.config_toml import to_toml
-from dpads.errors import ConfigError, DataError
-from dpads.reading import find_logs
+from dpads.errors import ConfigError
+from dpads.recipe_public import check_public_logs, check_public_store, logs_share_a_file
 from dpads.recipe_rows import write_made_up_rows
 from dpads.recipe_stages import RowsName
 from dpads.run_data import open_rows
@@ -23,11 +23,6 @@ ASKED: Final = "asked.json"
 STORE: Final = "store"
 SYNTHETIC: Final = "synthetic"
 MADE_UP_ROWS: Final = 50_000
-
-_NOT_PUBLIC: Final = (
-    "The public rows are among data.train, whose rows the recipe protects. Name other rows, or "
-    '"synthetic"; or leave public out, and the claim says so.'
-)
 
 OnProgress = Callable[[str, SweepProgress | None], None]
 
@@ -131,28 +126,32 @@ def open_recipe_rows(
     data, schema = config.data, config.schema
     train = open_rows(data.train, schema, stores / "train", on_prepare)
     train.check_labels()
+    private = {"data.train": (data.train, train)}
     kept, test_rows = dataclasses.replace(data, train=(str(train.path.absolute()),)), "test"
     if isinstance(data.test, tuple):
-        if _share_a_log(data.train, data.test):
+        if logs_share_a_file(data.train, data.test):
             raise ConfigError(
                 "data.train and data.test share a log: models would be compared on rows that they were "
                 "trained on. Name other logs, or set data.test to a fraction."
             )
         test = open_rows(data.test, schema, stores / "test", on_prepare)
+        private["data.test"] = (data.test, test)
         kept = dataclasses.replace(kept, test=(str(test.path.absolute()),))
         test_rows = "train_and_test" if train.shares_examples(test) else "declared_test"
     if public is None:
         return RecipeRows(kept, test_rows, None)
-    sources = list(public)
-    if sources != [SYNTHETIC] and _share_a_log(sources, data.train):
-        raise ConfigError(_NOT_PUBLIC)
-    if sources == [SYNTHETIC] and not (stores / "public").exists():
+    sources, made_up = list(public), list(public) == [SYNTHETIC]
+    if not made_up:
+        for key, (names, _) in private.items():
+            check_public_logs(sources, names, key)
+    elif not (stores / "public").exists():
         rows = min(MADE_UP_ROWS, (config.privacy.dataset_size or 1) * config.privacy.rows_per_unit)
         sources = [str(write_made_up_rows(schema, rows, stores / "synthetic.parquet"))]
     found = open_rows(sources, schema, stores / "public", on_prepare)
     found.check_labels()
-    if found.shares_examples(train):
-        raise ConfigError(_NOT_PUBLIC)
+    if not made_up:
+        for key, (_, rows_of) in private.items():
+            check_public_store(found, rows_of, key)
     return RecipeRows(kept, test_rows, found)
 
 
@@ -162,14 +161,3 @@ def noisy(config: Config, noise_multiplier: float) -> Config:
         config.privacy, epsilon=None, noise_multiplier=float(noise_multiplier)
     )
     return dataclasses.replace(config, privacy=privacy)
-
-
-def _share_a_log(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether two lists of logs have a file in common; stores are told apart by their rows."""
-    if any(len(names) == 1 and Path(names[0]).is_dir() for names in (first, second)):
-        return False
-    try:
-        files_of = [{log.path.resolve() for log in find_logs(names)} for names in (first, second)]
-    except DataError:  # gone since they were prepared
-        return False
-    return not files_of[0].isdisjoint(files_of[1])

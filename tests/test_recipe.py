@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from cli_calls import done
 from small_recipes import DOCUMENT, Here, configuration, document_of, recipes_here, spent
@@ -331,6 +334,32 @@ def test_private_rows_are_not_taken_for_public_ones(
     logs = configuration(log_folder, data={"train": str(log_folder / "train.parquet")})
     with pytest.raises(ConfigError, match="public rows are among"):
         recipe(logs, out=tmp_path / "s", public=str(log_folder / "*train.parquet"))
+    assert not here.names
+
+
+@pytest.mark.parametrize("rows", ["data.train", "data.test"])
+@pytest.mark.parametrize("how", ["link", "copy", "rewritten", "part", "store"])
+def test_copies_of_private_rows_are_not_taken_for_public_ones(
+    log_folder: Path, here: Here, tmp_path: Path, rows: str, how: str
+) -> None:
+    logs = {"train": str(log_folder / "train.parquet"), "test": str(log_folder / "test.parquet")}
+    config = configuration(log_folder, data=logs)
+    source, public = Path(logs[rows.partition(".")[2]]), tmp_path / "public.parquet"
+    if how == "link":
+        public.hardlink_to(source)
+    elif how == "copy":
+        shutil.copy(source, public)
+    else:
+        table = parquet.read_table(source)
+        order = np.random.default_rng(0).permutation(table.num_rows)
+        taken = table.take(order[:500] if how == "part" else order)
+        parquet.write_table(taken, public, compression="zstd")
+    if how == "store":
+        dpads.prepare(public, config.schema, out=tmp_path / "public")
+        public = tmp_path / "public"
+    words = {"link": "a file of both", "copy": "is a copy"}.get(how, "has an equal row there")
+    with pytest.raises(ConfigError, match=f"{rows}.*{words}"):
+        recipe(config, out=tmp_path / "r", public=str(public))
     assert not here.names
 
 
