@@ -9,7 +9,7 @@ from dpads.accounting.accesses import accesses_of
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.schemes import FixedOrderScheme
-from dpads.accounting.wording import rows_words
+from dpads.accounting.wording import log_words, rows_words
 
 PROTECTED = (
     "every noisy gradient, every checkpoint whose rows were brought up to date, and the final model"
@@ -141,12 +141,14 @@ def _released(runs: JointRuns) -> str:
 
 def _unit(runs: JointRuns) -> str:
     """What one unit is in the log, and in the world where people say so."""
+    split = any(entry.rows == "test" for run in runs.runs for entry in run.ledger)
     if runs.unit == "user":
+        cap = runs.cap or 1
         meaning = (
-            f"one user: at most {rows_words(runs.cap or 1)} of the training log with one identifier"
+            f"one user: at most {rows_words(cap)} of {log_words(split, cap)}, with one identifier"
         )
     else:
-        meaning = "one example: one row of the training log, features and label"
+        meaning = f"one example: one row of {log_words(split, 1)}, features and label"
         if runs.cap is not None:
             meaning += f", among the at most {rows_words(runs.cap)} that are kept of each user"
     people = runs.said("unit_definition")

@@ -11,6 +11,7 @@ from dpads.accounting.wording import (
     RELATION_WORDS,
     TIER_WORDS,
     listed,
+    log_words,
     number,
     rounded_up,
     rows_words,
@@ -152,9 +153,14 @@ def _unit(data: Mapping[str, Any]) -> str:
     unit = data["definition"]["unit_of_privacy"]
     most = unit["contribution_bound"]["max_examples_per_user"]
     if unit["kind"] == "user":
-        return f"one user (at most {rows_words(most)} of the training log)"
+        return f"one user (at most {rows_words(most)} of {log_words(_is_split(data), most)})"
     kept = "" if most is None else f", of the at most {most} that are kept of each user"
-    return f"one example (one row of the training log{kept})"
+    return f"one example (one row of {log_words(_is_split(data), 1)}{kept})"
+
+
+def _is_split(data: Mapping[str, Any]) -> bool:
+    """Whether rows of the training log were split off to test."""
+    return any(a.get("rows") == "test" for a in data["definition"]["data_accesses"])
 
 
 def _for_users(data: Mapping[str, Any]) -> str:
@@ -165,8 +171,9 @@ def _for_users(data: Mapping[str, Any]) -> str:
     stated = _stated(data, "G2")
     value = stated["value"]
     subject = "they are jointly" if len(data["ledgers"]) > 1 else "it is"
+    size = stated["group_size"]
     return (
-        f"For one user (at most {rows_words(stated['group_size'])} of the training log) {subject} "
+        f"For one user (at most {rows_words(size)} of {log_words(_is_split(data), size)}) {subject} "
         f"({value['epsilon']:.2f}, {number(value['delta'])})-differentially private, by group privacy."
     )
 
@@ -194,12 +201,14 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         return _further_trials(int(access["trials"]), joint=len(data["ledgers"]) > 1)
     if stage == "model_selection":
         return {
-            "test": "the test rows, which were read exactly for metrics that chose among runs",
+            "test": "the test rows, split off from the same log, which have no guarantee: they were read "
+            "exactly for metrics that chose among runs",
             "declared_test": "the test rows, which were read exactly for metrics that chose among runs",
         }.get(str(rows), "exact metrics that chose among runs, on rows that may be training rows")
     if stage == "evaluation":
         return {
-            "test": "the test rows, which were read exactly for metrics",
+            "test": "the test rows, split off from the same log, which have no guarantee: they were read "
+            "exactly for metrics",
             "declared_test": "the test rows, which were read exactly for metrics",
             "train": "exact metrics on training rows",
         }.get(str(rows), "exact metrics on rows that may be training rows")

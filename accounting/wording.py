@@ -62,6 +62,21 @@ def rows_words(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
+def log_words(split: bool, count: int = 2) -> str:
+    """The log that rows of units come from, where rows of it may have been split off to test.
+
+    Args:
+        split: Whether they were.
+        count: Of rows of one unit.
+
+    Examples:
+        >>> log_words(False), log_words(True, 1)
+        ('the training log', 'the training log that was not split off to test')
+    """
+    log = "the training log"
+    return f"{log} that {'was' if count == 1 else 'were'} not split off to test" if split else log
+
+
 def listed(words: Sequence[str]) -> str:
     """Words as a list in a sentence.
 

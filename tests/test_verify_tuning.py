@@ -214,4 +214,4 @@ def test_a_winner_whose_other_trials_were_dropped_has_no_claim(
         noted(folder, entries, before=[*sweep(folder)[:kept], chose], selected=False)
         claims[kept] = json.loads((folder / "statement.json").read_text())["claim_level"]
         assert verify(folder).ok
-    assert claims == {3: "conditional", 2: "none", 0: "none"}  # CONFIG leaves the size to the store
+    assert claims == {3: "conditional", 2: "none", 0: "none"}  # its test rows are declared

@@ -109,16 +109,29 @@ def test_with_a_claim_the_headline_says_what_it_is(name: str) -> None:
     assert f"({statement.epsilon:.2f}, " in statement.headline
     assert f"one {inputs.unit}" in statement.headline
     assert "Not covered:" in statement.headline
+    split_off = "the training log that were not split off to test)"
+    of_two = f"For one user (at most 2 rows of {split_off} it is ("
     for_users = {
-        "user unit": "private for one user (at most 4 rows of the training log)",
-        "everything": "For one user (at most 2 rows of the training log) it is (",
-        "capped": "For one user (at most 2 rows of the training log) it is (",
-        "fixed order, capped": "For one user (at most 2 rows of the training log) it is (",
+        "user unit": f"private for one user (at most 4 rows of {split_off} under",
+        **dict.fromkeys(("everything", "capped", "fixed order, capped"), of_two),
         "users uncapped": "No user-level guarantee exists: no cap on the rows of one user.",
         "weighted": "No user-level guarantee exists: no cap on the rows of one user.",
     }
     expected = for_users.get(name, "No user-level guarantee exists: no user column.")
     assert expected in statement.headline
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_rows_that_were_split_off_are_no_units(name: str) -> None:
+    statement, ledger = statement_of(name), run_inputs(**RUNS[name]).ledger
+    split = any(entry.rows == "test" for entry in ledger)
+    unit = statement.data["definition"]["unit_of_privacy"]["definition"]
+    assert ("not split off to test" in unit) is split
+    if statement.claim_level is not ClaimLevel.NONE:
+        assert ("not split off to test" in statement.headline) is split
+        assert (
+            "split off from the same log, which have no guarantee" in statement.headline
+        ) is split
 
 
 def test_conditional_claims_say_on_what_and_who_answers() -> None:

@@ -51,7 +51,10 @@ def test_a_sweeps_winner_is_stated_with_all_that_it_was_compared_with() -> None:
     assert statement.epsilon > round_up(epsilon_of(OWN, 1e-8, ADD).epsilon)
     assert statement.data["accounting"]["tuning"]["runs"] == 4
     assert "and the 3 other training runs on the same rows" in statement.headline
-    assert "the test rows, which were read exactly for metrics that chose" in statement.headline
+    assert (
+        "the test rows, split off from the same log, which have no guarantee: they were read exactly "
+        "for metrics that chose among runs" in statement.headline
+    )
     assert "how the configuration was chosen beyond these runs" in statement.headline
     assert {g["covers"] for g in statement.data["guarantees"]} == {"tuning_and_final_model"}
     assert statement.claim_level is ClaimLevel.FORMAL
