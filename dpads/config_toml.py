@@ -18,10 +18,8 @@ def to_document(config: Config) -> dict[str, dict[str, Any]]:
     training = config.training
     document: dict[str, dict[str, Any]] = {
         "data": {
-            "train": list(config.data.train),
-            "test": list(config.data.test)
-            if isinstance(config.data.test, tuple)
-            else config.data.test,
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(config.data).items()
         },
         "schema": config.schema.to_dict(),
         "model": config.model.to_dict(),

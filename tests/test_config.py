@@ -32,6 +32,7 @@ FULL = """
 [data]
 train = ["logs/a-*.parquet", "/abs/b.csv.gz"]
 test = 0.2
+split_seed = 11
 [schema]
 task = "count"
 label = "n"
@@ -96,6 +97,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, FULL))
     assert config.data.train == (str(tmp_path / "logs/a-*.parquet"), "/abs/b.csv.gz")
     assert config.data.test == 0.2
+    assert (config.data.split_seed, config.split_seed) == (11, 11)
     assert config.model == dpads.models.Mlp(embedding_dim="auto", hidden=(64, 32))
     assert config.privacy.noise_multiplier == 0.8
     assert config.privacy.unit == "user"
@@ -106,6 +108,19 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert config.reference.tower_optimizer == dpads.Sgd(learning_rate=0.5)
     assert config.statement.publisher == 'Ads "team"'
     assert [f.table for f in config.schema.fields] == ["the words", "C 2", "tags", "the words"]
+
+
+def test_no_key_of_the_tables_is_forgotten_when_written(tmp_path: Path) -> None:
+    # A key that is left out comes back as its default, and a run or a trial is another one.
+    config = load_config(written(tmp_path, FULL + "\n"))
+    document = to_document(config)
+    training = dataclasses.replace(config.training, noise_seed=5)
+    document |= {
+        "training": to_document(dataclasses.replace(config, training=training))["training"]
+    }
+    for name in ("data", "training", "reference"):
+        keys = {item.name for item in dataclasses.fields(getattr(config, name))}
+        assert set(document[name]) == keys, name
 
 
 @pytest.mark.parametrize("text", [MINIMAL, FULL])

@@ -11,6 +11,7 @@ from small_runs import SMALL
 import dpads
 from dpads import record as files
 from dpads.accounting.ledger import Ledger
+from dpads.config import load_config
 from dpads.errors import ConfigError
 from dpads.plan import Plan
 from dpads.run_training import train_config
@@ -66,3 +67,13 @@ def test_a_disk_that_fills_leaves_the_old_file_alone(
         files.write_text(path, "new")
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
     assert path.read_text() == "old"
+
+
+def test_a_run_trained_again_from_its_folder_tests_the_same_rows(
+    train_store: ExampleStore, tmp_path: Path
+) -> None:
+    run = dpads.train(
+        train_store, **SMALL, test=0.5, init_seed=1, split_seed=5, out=tmp_path / "run"
+    )
+    again = train_config(load_config(tmp_path / "run" / "config.toml"))
+    assert again.record.test_fingerprint == run.record.test_fingerprint
