@@ -294,7 +294,7 @@ def _watching() -> Iterator[Watch]:
 
 def _plain() -> Watch:
     """A line when something has ended."""
-    ended = -1
+    shown = ""
     preparing = False
 
     def prepared(_: int) -> None:
@@ -304,16 +304,17 @@ def _plain() -> Watch:
         preparing = True
 
     def watch(at: SweepProgress) -> None:
-        nonlocal ended
-        if at.done + at.failed != ended:
-            ended = at.done + at.failed
+        nonlocal shown
+        now = f"{at.done + at.failed} {at.doing}"
+        if now != shown:
+            shown = now
             say(f"trials: {_facts(at)}")
 
     return prepared, watch
 
 
 def _facts(at: SweepProgress) -> str:
-    """Trials done, running, failed, and the time left."""
+    """Trials done, running, failed, the time left, and what is done after them."""
     parts = [f"{at.done}/{at.total} done"]
     if at.running:
         parts.append(f"{len(at.running)} running")
@@ -321,4 +322,6 @@ def _facts(at: SweepProgress) -> str:
         parts.append(f"{at.failed} failed")
     if at.seconds_left is not None and at.done + at.failed < at.total:
         parts.append(f"{duration(at.seconds_left)} left")
+    if at.doing is not None:
+        parts.append(at.doing)
     return ", ".join(parts)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +23,7 @@ from dpads.sweep_config import SweepConfig
 from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_folder import STORE, SWEEP, SWEEP_TOML, TRIALS
 from dpads.sweep_ledger import one_of, read_ledger
-from dpads.sweep_progress import SweepProgress, Tracker, work_of
+from dpads.sweep_progress import ADDING_UP, SweepProgress, Tracker, work_of
 from dpads.sweep_results import Results
 from dpads.sweep_stores import open_stores
 from dpads.sweep_trial import TrialOutcome, TrialTask, outcome_file, read_outcome
@@ -107,8 +107,8 @@ class Job:
         self,
         engine: Callable[[OnEvent], object],
         on_progress: Callable[[SweepProgress], None] | None,
-    ) -> None:
-        """Runs what is to be done; results are renewed after each trial."""
+    ) -> SweepProgress:
+        """Runs what is to be done; results are renewed after each trial. Tells where the sweep ended."""
         todo = {task.name: self.work[task.name] for task in self.tasks}
         failed = sum(kept.status == "failed" for kept in self.outcomes.values())
         done = len(self.config.trials) - len(todo) - failed
@@ -136,6 +136,8 @@ class Job:
         try:
             if self.tasks:
                 engine(take)
+                if on_progress is not None:
+                    on_progress(replace(tracker.progress, doing=ADDING_UP))
         finally:
             if ready.ident:
                 ready.join()
@@ -144,6 +146,7 @@ class Job:
         ledger = read_ledger(self.folder)
         costs = [cost.to_dict() for cost in composed_costs(ledger)]
         self._note(time.monotonic() - began, {"cost": costs, "cost_of": ledger.head})
+        return tracker.progress
 
     def _keep(self, outcome: TrialOutcome) -> None:
         """Keeps how a trial ended; a worker that died could not."""

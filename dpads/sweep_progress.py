@@ -11,6 +11,10 @@ from typing import Any, Final
 from dpads.config import Config
 from dpads.sweep_engine import TrialEvent
 
+# What is done once all trials have ended.
+ADDING_UP: Final = "adding up what all trials cost"
+WRITING: Final = "writing the report"
+
 # Rough costs on one core, to tell long trials from short ones.
 _ITERATION_SECONDS: Final = 1e-3
 _PLACE_SECONDS: Final = 1e-7  # one place where an example reads a row
@@ -47,6 +51,7 @@ class SweepProgress:
         total: all trials.
         running: trials under way.
         seconds_left: None until it can be told.
+        doing: what is done once all trials have ended; None before.
     """
 
     done: int
@@ -54,6 +59,7 @@ class SweepProgress:
     total: int
     running: tuple[TrialProgress, ...]
     seconds_left: float | None
+    doing: str | None = None
 
 
 def work_of(config: Config, iterations: int) -> float:

@@ -13,6 +13,7 @@ DIR/
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,7 @@ from dpads.sweep_engine import OnEvent, run_trials
 from dpads.sweep_folder import SWEEP, SWEEP_TOML, TRIALS, claim_folder, sole_user
 from dpads.sweep_job import Engine, Job
 from dpads.sweep_ledger import read_ledger
-from dpads.sweep_progress import SweepProgress
+from dpads.sweep_progress import WRITING, SweepProgress
 from dpads.sweep_results import RESULTS
 
 if TYPE_CHECKING:
@@ -177,9 +178,11 @@ def sweep(
             job = Job.begin(
                 folder, config, workers, threads, engine, retry_failed, on_prepare, first
             )
-            job.carry_out(_engine(engine, address, job, on_note), on_progress)
+            at = job.carry_out(_engine(engine, address, job, on_note), on_progress)
             result = Sweep(folder, config)
             if job.tasks or not (folder / REPORT).exists():
+                if on_progress is not None:
+                    on_progress(replace(at, doing=WRITING))
                 result.report()
         except OSError as error:
             raise RunError(

@@ -14,7 +14,7 @@ from sweep_cases import TOO_LARGE
 
 from dpads import cli_sweep, sweeping
 from dpads.config_toml import toml_value
-from dpads.sweep_progress import SweepProgress, TrialProgress
+from dpads.sweep_progress import WRITING, SweepProgress, TrialProgress
 
 SWEEP = f"""
 base = "config.toml"
@@ -52,6 +52,9 @@ def test_it_prints_trials_failures_and_what_all_cost(folder: Path) -> None:
     assert f"{out}: report.html" in result.stdout.replace("\n", "")
     assert "preparing the logs" in result.stderr
     assert "3 failed" in result.stderr
+    *_, adding, writing = result.stderr.replace("\n", " ").split("trials: ")
+    assert adding == "3/6 done, 3 failed, adding up what all trials cost "
+    assert writing == "3/6 done, 3 failed, writing the report "
 
     again = dpads_command("sweep", folder / "sweep.toml", "--out", out, "--json")
     assert again.exit_code == 1
@@ -96,3 +99,6 @@ def test_a_terminal_shows_a_line_for_each_running_trial(monkeypatch: pytest.Monk
     assert "2/6 done, 1 running, 1 failed, 1 min 00 s left" in shown
     assert "0004" in shown
     assert "7/20 iterations" in shown
+    with cli_sweep._watching() as (_, watch):
+        watch(SweepProgress(5, 1, 6, (), None, WRITING))
+    assert "5/6 done, 1 failed, writing the report" in screen.export_text()
