@@ -330,3 +330,13 @@ def test_killed_it_leaves_nobody_at_work_and_goes_on_without_another_draw(
     assert dpads.verify(tmp_path / "run").ok
     assert run.ledger.entries[2].details["executed"] == run.plan.mechanism.iterations
     assert not partial.exists()
+
+
+def test_the_candidates_process_splits_as_the_selection_does(
+    log_folder: Path, train_store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = document(log_folder, axes={"training.init_seed": [3, 4]})
+    asked["base"]["data"]["split_seed"] = 5
+    number_drawn(monkeypatch, 1)
+    run = carry_out(parse_sweep(asked, base=log_folder), tmp_path / "run", train_candidate)
+    assert run.config.split_seed == dpads.Run.load(tmp_path / "run").config.split_seed == 5
