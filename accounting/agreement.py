@@ -42,7 +42,9 @@ _SOURCES: Mapping[str, str] = {
 
 # Entries, and counts of one of them, that are tried where they do not compose.
 _FEW = 30
-_RAN = re.compile(r"ledger of (\d+) entries: (\d+) planned, (\d+) executed, (\d+) replayed\b")
+_RAN = re.compile(
+    r"ledger of (\d+) entries: (\d+) planned, (\d+) executed, (?:(\d+) replayed\b|whether any)"
+)
 
 
 def agreements(data: Mapping[str, Any]) -> Iterator[Finding]:
@@ -331,10 +333,9 @@ def _ran(data: Mapping[str, Any], place: int, prefix: str, steps: Mapping[str, A
             if said is None or evidence.get("sha256") != head:
                 continue
             for (path, stated), other in zip(paths.items(), said.groups(), strict=True):
-                if str(stated) != other:
-                    return Finding(
-                        path, False, f"{stated} is stated, and {other} in checks/{number}/evidence."
-                    )
+                if (None if stated is None else str(stated)) != other:
+                    note = f"{_text(stated)} is stated, and {other or 'none'} in checks/{number}/evidence."
+                    return Finding(path, False, note)
             return Finding(f"{prefix}/steps", True, "those of the ledger that is evidence for them")
     return Finding(
         f"ledgers/{place}/head", False, "no evidence for the iterations that ran has this digest."

@@ -10,6 +10,7 @@ from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.events import NO_OP, SENSITIVITY_SLACK
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.wording import replayed_words
 
 TESTED_BACKENDS = ("torch",)
 """The backends that the tests behind the checks run on; another one's checks are unknown."""
@@ -256,7 +257,7 @@ def _iterations(inputs: StatementInputs) -> list[Check]:
         problem = f"{inputs.executed} iterations ran, {inputs.planned_iterations} were announced."
     log = (
         f"ledger of {len(inputs.ledger)} entries: {inputs.planned_iterations} planned, "
-        f"{inputs.executed} executed, {inputs.replayed} replayed after an interruption"
+        f"{inputs.executed} executed, {replayed_words(inputs.told_replays)}"
     )
     cut_short = inputs.executed < inputs.planned_iterations
     return [

@@ -94,7 +94,7 @@ def mechanism_of(run: StatementInputs) -> dict[str, Any]:
         "steps": {
             "planned": run.planned_iterations,
             "executed": run.executed,
-            "replayed": run.replayed,
+            "replayed": run.told_replays,
         },
         "loss_weights": "before_clipping" if run.schema.get("weight") else "none",
     }

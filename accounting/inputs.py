@@ -28,7 +28,7 @@ class StatementInputs:
         schema: `FeatureSchema.to_dict()`.
         table_noise: "lazy" or "dense".
         executed: Iterations that ran.
-        replayed: Iterations that ran again after an interruption.
+        replayed: Iterations that ran again after an interruption; None where that is not told.
         versions: Versions by package, "dpads" and "dp-accounting" among them.
         created_at: Of the statement, UTC, ISO 8601, ending in Z.
         train_fingerprint: Keyed digest of the training rows. It is compared between the runs of a
@@ -51,7 +51,7 @@ class StatementInputs:
     schema: Mapping[str, Any]
     table_noise: str
     executed: int
-    replayed: int
+    replayed: int | None
     versions: Mapping[str, str]
     created_at: str
     train_fingerprint: str
@@ -162,6 +162,12 @@ class StatementInputs:
     def covering(self) -> LedgerEntry | None:
         """The tuning entry that covers the selected run; None where none before it does."""
         return compared.covering(self.ledger, self.relation)
+
+    @property
+    def told_replays(self) -> int | None:
+        """`replayed`, but of a run that was selected privately: it would say which one that was."""
+        selected = self.covering is not None and compared.is_selection(self.covering)
+        return None if selected else self.replayed
 
     @property
     def is_trial(self) -> bool:

@@ -26,6 +26,7 @@ from dpads.accounting.wording import (
     listed,
     neighbour_words,
     number,
+    replayed_words,
     sampler_words,
 )
 
@@ -177,6 +178,7 @@ def _environment() -> Environment:
         notion=lambda name: NOTION_WORDS[name],
         neighbours=neighbour_words,
         sampler=sampler_words,
+        replayed=replayed_words,
         whom=rendering.whom_words,
         evidence=lambda kind: _EVIDENCE.get(kind, _plain(kind)),
     )

@@ -19,6 +19,7 @@ from dpads.accounting.wording import (
     listed,
     neighbour_words,
     number,
+    replayed_words,
     rounded_up,
     sampler_words,
 )
@@ -123,6 +124,7 @@ def _environment() -> Environment:
         event=event_words,
         neighbours=neighbour_words,
         sampler=sampler_words,
+        replayed=replayed_words,
         whom=whom_words,
         value=figure_words,
     )

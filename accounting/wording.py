@@ -97,6 +97,18 @@ def neighbour_words(definition: Mapping[str, Any]) -> str:
     }[definition["adjacency"]["relation"]]
 
 
+def replayed_words(replayed: int | None) -> str:
+    """Iterations that ran again after an interruption, from the statement's `mechanism.steps`.
+
+    Examples:
+        >>> replayed_words(3)
+        '3 replayed after an interruption'
+    """
+    if replayed is None:
+        return "whether any was replayed is not told: it would say which of the runs was selected"
+    return f"{replayed} replayed after an interruption"
+
+
 def sampler_words(sampler: Mapping[str, Any]) -> str:
     """How units came into batches, from the statement's `mechanism.sampler`."""
     prob, units = sampler["sampling_probability"], sampler["dataset_size"]

@@ -70,7 +70,8 @@ class RunRecord:
         train_fingerprint: keyed hash of the training store; only the key's holder can check it.
         test_fingerprint: likewise of the test rows, if the run held them out; else None.
         executed: iterations that ran.
-        replayed: iterations that were run again, to the bit, after an interruption.
+        replayed: iterations that were run again, to the bit, after an interruption. None of a run that
+            was selected privately: it would say which of the runs was selected.
         reference: whether a reference was trained without noise on the same rows.
         artifacts: SHA-256 of the released files by name.
         statement: facts that people supplied for the statement.
@@ -87,7 +88,7 @@ class RunRecord:
     train_fingerprint: str
     test_fingerprint: str | None
     executed: int
-    replayed: int
+    replayed: int | None
     reference: bool
     artifacts: Mapping[str, str]
     statement: Mapping[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,23 @@ def test_a_winner_whose_other_trials_were_dropped_has_no_claim(
         claims[kept] = json.loads((folder / "statement.json").read_text())["claim_level"]
         assert verify(folder).ok
     assert claims == {3: "conditional", 2: "none", 0: "none"}  # its test rows are declared
+
+
+@pytest.mark.parametrize("told", [None, 2])
+def test_a_run_that_tells_no_replays_holds_where_its_ledger_tells_none(
+    told: int | None, trained: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "replayed": None}))
+    entries = [
+        replace(entry, details={**entry.details, "replayed": told})
+        if entry.kind == "training_finished"
+        else entry
+        for entry in Ledger.load(folder / "ledger.jsonl").entries
+    ]
+    noted(folder, entries, before=selection(folder), selected=True)
+    found = verify(folder).first_failure
+    assert (None if found is None else found.item) == (
+        None if told is None else "run.json/replayed"
+    )

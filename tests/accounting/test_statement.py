@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from altering import failure
 from statement_runs import NO_CLAIM, RUNS, STATEMENTS, inputs_of, run_inputs, statement_of
 
 from dpads.accounting import events
@@ -207,6 +208,20 @@ def test_replays_are_said_to_be_bound_and_tested_not_compared() -> None:
     )
     assert any("3 replayed after an interruption" in ref for ref in refs)
     assert "replayed to the bit" not in statement.to_markdown()
+
+
+def test_nothing_tells_which_run_of_a_private_selection_was_resumed() -> None:
+    for replayed in (None, 0, 3):
+        inputs = replace(run_inputs(**RUNS["selected privately"]), replayed=replayed)
+        statement = make_statement(inputs)
+        assert statement.data["mechanism"]["steps"]["replayed"] is None
+        for text in (statement.to_json(), statement.to_markdown(), statement.to_html()):
+            words = " ".join(text.split())
+            assert "not told: it would say which of the runs was selected" in words
+            assert "replayed after an interruption" not in words
+        assert failure(statement.data) == ""
+    in_a_filter = replace(run_inputs(**RUNS["recipe"]), replayed=3)
+    assert make_statement(in_a_filter).data["mechanism"]["steps"]["replayed"] == 3
 
 
 def test_the_float32_gaussian_is_always_named() -> None:
