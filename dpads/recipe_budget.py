@@ -199,7 +199,8 @@ def _check_stage(stage: Path, identity: str) -> None:
         run = stage / TRIALS / entry.details["trial"]
         outcome = read_outcome(run)
         never_began = outcome is not None and not outcome.began
-        if not (run.exists() or partial_of(run).exists() or never_began):
+        # What a run's ledger begins with is there before the trial is on this one.
+        if not (run.exists() or (partial_of(run) / LEDGER).exists() or never_began):
             raise CheckpointError(
                 f"{run}: missing, although it was trained. Its privacy is spent and its model lost. {_ANEW}"
             )

@@ -123,6 +123,19 @@ def test_what_is_lost_is_never_drawn_again_under_the_same_charge(
     assert "5-learning-rates" not in here.names
 
 
+def test_a_trial_that_was_cut_off_and_has_lost_its_ledger_is_not_trained_again(
+    config: Config, here: Here, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    whole(config, here, folder)
+    trial = folder / RATES / "trials" / "0002"
+    trial.with_suffix(".json").unlink()
+    partial = trial.rename(trial.with_suffix(".partial"))
+    (partial / "ledger.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="although it was trained"):
+        whole(config, here, folder)
+
+
 @pytest.mark.parametrize("lost", [["model"], ["model", "recipe.json"]])
 def test_what_is_made_of_the_rest_may_be_deleted(
     config: Config, here: Here, tmp_path: Path, lost: Sequence[str]
