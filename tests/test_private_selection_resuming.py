@@ -273,6 +273,18 @@ def test_a_start_that_was_cut_off_before_anything_was_asked_begins_anew(
     assert carry_out(candidates, tmp_path / "run", quick(dict.fromkeys(RATES, -0.5))).path
 
 
+def test_cut_off_while_cleaning_up_it_leaves_no_secrets_and_one_result(
+    candidates: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number_drawn(monkeypatch, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("dpads.private_selection._clean", stop)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(candidates, tmp_path / "run", quick(dict.fromkeys(RATES, -0.5)))
+    assert carry_out(candidates, tmp_path / "run", stop).path == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_candidate_of_another_identity_is_stopped_before_it_trains(task: CandidateTask) -> None:
     other = {**task.identity, "store": "another"}
     with pytest.raises(StoppedError, match="the training store"):
