@@ -13,7 +13,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from altering import failure
 from statement_runs import NO_CLAIM, RUNS, STATEMENTS, inputs_of, run_inputs, statement_of
 
 from dpads.accounting import events
@@ -122,19 +121,6 @@ def test_with_a_claim_the_headline_says_what_it_is(name: str) -> None:
     assert expected in statement.headline
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_rows_that_were_split_off_are_no_units(name: str) -> None:
-    statement, ledger = statement_of(name), run_inputs(**RUNS[name]).ledger
-    split = any(entry.rows == "test" for entry in ledger)
-    unit = statement.data["definition"]["unit_of_privacy"]["definition"]
-    assert ("not split off to test" in unit) is split
-    if statement.claim_level is not ClaimLevel.NONE:
-        assert ("not split off to test" in statement.headline) is split
-        assert (
-            "split off from the same log, which have no guarantee" in statement.headline
-        ) is split
-
-
 def test_conditional_claims_say_on_what_and_who_answers() -> None:
     unsigned = statement_of("store's count")
     assert "signed by nobody" in unsigned.headline
@@ -208,20 +194,6 @@ def test_replays_are_said_to_be_bound_and_tested_not_compared() -> None:
     )
     assert any("3 replayed after an interruption" in ref for ref in refs)
     assert "replayed to the bit" not in statement.to_markdown()
-
-
-def test_nothing_tells_which_run_of_a_private_selection_was_resumed() -> None:
-    for replayed in (None, 0, 3):
-        inputs = replace(run_inputs(**RUNS["selected privately"]), replayed=replayed)
-        statement = make_statement(inputs)
-        assert statement.data["mechanism"]["steps"]["replayed"] is None
-        for text in (statement.to_json(), statement.to_markdown(), statement.to_html()):
-            words = " ".join(text.split())
-            assert "not told: it would say which of the runs was selected" in words
-            assert "replayed after an interruption" not in words
-        assert failure(statement.data) == ""
-    in_a_filter = replace(run_inputs(**RUNS["recipe"]), replayed=3)
-    assert make_statement(in_a_filter).data["mechanism"]["steps"]["replayed"] == 3
 
 
 def test_the_float32_gaussian_is_always_named() -> None:

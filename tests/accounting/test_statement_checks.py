@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from altering import failure
 from statement_runs import (
     ANOTHER,
     AUDIT,
@@ -15,6 +16,7 @@ from statement_runs import (
     FIXED_NOISE,
     NOISY_COUNT,
     PUBLIC,
+    RUNS,
     STATEMENTS,
     STORE_COUNT,
     TUNED,
@@ -128,6 +130,10 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
     "ledger.complete": ({}, run(reference_trained=True)),
     "tuning.same_mechanism": (SELECTED, run(noise_seed_used=True)),
+    "tuning.runs_counted": (
+        {"extra": (ANOTHER,) * 3},
+        run(ledger=run_inputs(extra=(ANOTHER,)).ledger),
+    ),
     "tuning.drawn_once": (SELECTED, covering(details={"score": TUNED["details"]["score"]})),
     "tuning.score_inside": (SELECTED, covering(details={"selection": "5e" * 16})),
     "tuning.filter_kept": (
@@ -153,7 +159,9 @@ PEOPLE = {
     "evaluation.kept_inside": {"evaluated_on": ("train_and_test",)},
     "evaluation.test_rows_apart": {"evaluated_on": ("declared_test",)},
     "reference.chose_configuration": {"extra": ({**CHOSEN, "kind": "reference"},)},
-    "evaluation.chose_configuration": {"extra": ({**CHOSEN, "kind": "evaluation"},)},
+    "evaluation.chose_configuration": {
+        "extra": (*(ANOTHER,) * 3, {**CHOSEN, "kind": "evaluation"})
+    },
     "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
     "tuning.fixed_in_advance": {"extra": ({**ANOTHER, "details": {}},)},
 }
@@ -255,3 +263,30 @@ def test_the_headline_names_every_access_that_shaped_the_model_and_is_not_covere
     # training again shapes another model: it is a limit of this guarantee, not a hole in it
     assert "Every day" not in statement.headline
     assert "Every day." in statement.to_markdown()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_rows_that_were_split_off_are_no_units(name: str) -> None:
+    statement, ledger = statement_of(name), run_inputs(**RUNS[name]).ledger
+    split = any(entry.rows == "test" for entry in ledger)
+    unit = statement.data["definition"]["unit_of_privacy"]["definition"]
+    assert ("not split off to test" in unit) is split
+    if statement.claim_level is not ClaimLevel.NONE:
+        assert ("not split off to test" in statement.headline) is split
+        assert (
+            "split off from the same log, which have no guarantee" in statement.headline
+        ) is split
+
+
+def test_nothing_tells_which_run_of_a_private_selection_was_resumed() -> None:
+    for replayed in (None, 0, 3):
+        inputs = replace(run_inputs(**RUNS["selected privately"]), replayed=replayed)
+        statement = make_statement(inputs)
+        assert statement.data["mechanism"]["steps"]["replayed"] is None
+        for text in (statement.to_json(), statement.to_markdown(), statement.to_html()):
+            words = " ".join(text.split())
+            assert "not told: it would say which of the runs was selected" in words
+            assert "replayed after an interruption" not in words
+        assert failure(statement.data) == ""
+    in_a_filter = replace(run_inputs(**RUNS["recipe"]), replayed=3)
+    assert make_statement(in_a_filter).data["mechanism"]["steps"]["replayed"] == 3
