@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 Status = Literal["done", "failed", "interrupted"]
 TRIALS_LOCK: Final = ".lock"
+CHECKPOINT_SECONDS: Final = (
+    60.0  # most trials take minutes: what an interruption costs should be less
+)
 PATIENCE: Final = (
     10.0  # seconds for a worker of an earlier start to notice that its sweep has ended
 )
@@ -199,7 +202,7 @@ def _train(task: TrialTask, folder: Path, clock: _Clock) -> Run:
         config,
         store=_opened(config.data.train[0]),
         test=_opened(test[0]) if isinstance(test, tuple) else None,
-        performance=Performance(threads=task.threads),
+        performance=Performance(threads=task.threads, checkpoint_seconds=CHECKPOINT_SECONDS),
         out=folder,
         resume=partial_of(folder).exists(),
         first=task.first,
