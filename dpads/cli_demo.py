@@ -17,7 +17,8 @@ from dpads.models import Logistic
 from dpads.optimizers import Adam, Sgd
 from dpads.plan import PrivacySpec
 from dpads.preparing import prepare
-from dpads.run_training import RunProgress, train
+from dpads.run_job import RunProgress
+from dpads.run_training import train
 
 EXAMPLES: Final = 250_000
 TRAINED_ON: Final = 200_000

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpads.run_training import RunProgress
+    from dpads.run_job import RunProgress
     from dpads.training_settings import RowProgress
 
 PLAIN_SECONDS: Final = 10.0  # between progress lines where there is no terminal

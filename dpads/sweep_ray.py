@@ -20,7 +20,7 @@ from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_trial import TrialOutcome, TrialTask, run_trial
 
 if TYPE_CHECKING:
-    from dpads.run_training import RunProgress
+    from dpads.run_job import RunProgress
 
 CONNECT_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 20.0

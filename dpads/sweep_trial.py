@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dpads.config import Config
     from dpads.plan import Plan
     from dpads.run import Run
-    from dpads.run_training import RunProgress
+    from dpads.run_job import RunProgress
     from dpads.store import ExampleStore
 
 Status = Literal["done", "failed", "interrupted"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dpads.sweep_trial import TrialTask, run_trial
 
 if TYPE_CHECKING:
-    from dpads.run_training import RunProgress
+    from dpads.run_job import RunProgress
 
 
 def main(events: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dpads
 from dpads.accounting.ledger import Ledger
-from dpads.run_training import RunProgress
+from dpads.run_job import RunProgress
 
 MODEL = dpads.models.Logistic()
 PRIVACY = dpads.PrivacySpec(epsilon=3.0, dataset_size=3000)

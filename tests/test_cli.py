@@ -24,7 +24,7 @@ from cli_calls import CONFIG, done, dpads_command
 import dpads
 from dpads import cli_demo, cli_screen, run_data, training
 from dpads.cli import app
-from dpads.run_training import RunProgress
+from dpads.run_job import RunProgress
 from dpads.synthetic import SyntheticLog
 
 ROOT = Path(__file__).parents[1]

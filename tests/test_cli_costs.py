@@ -15,7 +15,7 @@ from cli_calls import CONFIG, done, dpads_command
 import dpads
 from dpads import benching, cli_bench, cli_screen, resources, training
 from dpads.resources import estimate_memory
-from dpads.run_training import RunProgress
+from dpads.run_job import RunProgress
 
 
 @pytest.fixture

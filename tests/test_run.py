@@ -30,7 +30,8 @@ from dpads.errors import (
     VerificationError,
 )
 from dpads.evaluation import metrics
-from dpads.run_training import RunProgress, train_config
+from dpads.run_job import RunProgress
+from dpads.run_training import train_config
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
 from dpads.synthetic import SyntheticLog

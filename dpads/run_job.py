@@ -1,0 +1,233 @@
+"""One training run: reference, private training, metrics and files; what an interrupted run did is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dpads import record as files
+from dpads.accounting.ledger import Ledger
+from dpads.config import Config
+from dpads.errors import CheckpointError
+from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
+from dpads.models.base import Model
+from dpads.record import RunRecord
+from dpads.run import Run, note_evaluation
+from dpads.run_data import RunRows, resolve_plan
+from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run stands; nothing in it is computed from private rows.
+
+    Attributes:
+        stage: "reference" (without noise) or "training".
+        iteration: iterations done.
+        iterations: iterations planned.
+        examples_per_second: expected batch size over the time per iteration.
+        seconds_left: of this stage, at that speed.
+        epsilon_spent: an upper bound so far; None where the stage promises nothing.
+    """
+
+    stage: Literal["reference", "training"]
+    iteration: int
+    iterations: int
+    examples_per_second: float
+    seconds_left: float
+    epsilon_spent: float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run's ingredients."""
+
+    config: Config
+    rows: RunRows
+    performance: Performance
+    on_progress: Callable[[RunProgress], None] | None
+    on_rows: Callable[[RowProgress], None] | None
+    on_statement: Callable[[int, int], None] | None
+
+    def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
+        """Reference, private training, metrics, files; what an interrupted run did is kept."""
+        self._declare_upstream(ledger)
+        reference = self._reference_metrics(ledger, folder) if self._wants_reference else None
+        trainer = self._trainer(ledger, folder)
+        trainer.run(self._watch("training"))
+        results = self._results(trainer.model, ledger, reference)
+        run = Run(
+            model=trainer.model,
+            plan=self.rows.plan,
+            record=self._record(trainer),
+            config=self.config,
+            ledger=ledger,
+            metrics=results,
+        )
+        if folder is not None:
+            run.write(folder, self.on_statement)
+            trainer.discard_checkpoints()
+        return run
+
+    def _declare_upstream(self, ledger: Ledger) -> None:
+        """Puts on the ledger what happened to the rows before, as the configuration says it."""
+        declared = self.config.statement.upstream
+        if declared is not None and not any(e.kind == "upstream" for e in ledger.entries):
+            ledger.append(
+                kind="upstream", description=declared, rows="train", treatment="not_covered"
+            )
+
+    @property
+    def _wants_reference(self) -> bool:
+        """Whether a reference is trained."""
+        return self.config.training.reference
+
+    @property
+    def _settings(self) -> TrainingSettings:
+        """The settings of the private training."""
+        training = self.config.training
+        return TrainingSettings(
+            backend=training.backend,
+            table_noise=training.table_noise,
+            table_optimizer=training.table_optimizer,
+            tower_optimizer=training.tower_optimizer,
+            init_seed=training.init_seed,
+            noise_seed=training.noise_seed,
+        )
+
+    def _trainer(self, ledger: Ledger, folder: Path | None) -> Trainer:
+        """The private trainer, new or from its checkpoint."""
+        checkpoints = None if folder is None else folder / files.CHECKPOINTS
+        rows, model, settings = self.rows, self.config.model, self._settings
+        if checkpoints is not None and checkpoints.is_dir():
+            return Trainer.resume(
+                checkpoints,
+                rows.train,
+                model,
+                rows.plan,
+                settings,
+                self.performance,
+                ledger,
+                self.on_rows,
+            )
+        if any(entry.kind == "training" for entry in ledger.entries):
+            raise CheckpointError(
+                f"{checkpoints}: missing, although training began. Its privacy is spent and its model "
+                "lost; train anew under another --out."
+            )
+        return Trainer(
+            rows.train,
+            model,
+            rows.plan,
+            settings,
+            self.performance,
+            ledger,
+            checkpoints,
+            self.on_rows,
+        )
+
+    def _reference_metrics(self, ledger: Ledger, folder: Path | None) -> dict[str, Any]:
+        """Trains without noise and clipping and computes its test metrics.
+
+        The ledger says so first: a model without noise on private rows is covered by nothing.
+        """
+        kept = None if folder is None else folder / files.REFERENCE
+        if kept is not None and kept.is_file():
+            return dict(files.read_json(kept))
+        without = dataclasses.replace(self.config.privacy, epsilon=None, noise_multiplier=0.0)
+        own = self.config.reference
+        trainer = Trainer(
+            self.rows.train,
+            self.config.model,
+            resolve_plan(self.config, without, math.inf, self.rows.train.num_units(without.unit)),
+            dataclasses.replace(
+                self._settings,
+                table_optimizer=own.table_optimizer,
+                tower_optimizer=own.tower_optimizer,
+            ),
+            self.performance,
+            Ledger(),
+            on_rows=self.on_rows,
+        )
+        ledger.append(
+            kind="reference",
+            description="A reference model was trained without noise and clipping on train rows",
+            rows="train",
+            treatment="not_covered",
+        )
+        trainer.run(self._watch("reference"))
+        result = self._evaluate(trainer.model, ledger).to_dict()
+        if kept is not None:
+            files.write_text(kept, files.to_json(result))
+        return result
+
+    def _evaluate(self, model: Model, ledger: Ledger) -> Metrics:
+        """Exact metrics on the test rows, after the ledger says so."""
+        if self.rows.test is None:
+            return no_metrics(self.config.schema.task, "no test rows were given")
+        note_evaluation(ledger, self.rows.test_rows)
+        return evaluate_model(model, self.rows.test)
+
+    def _results(
+        self, model: Model, ledger: Ledger, reference: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """What metrics.json holds."""
+        own = self._evaluate(model, ledger)
+        if reference is None:
+            return own.to_dict()
+        increase = relative_increase(self.config.schema.task, own, reference)
+        return {**own.to_dict(), "reference": reference, "relative_increase": increase}
+
+    def _record(self, trainer: Trainer) -> RunRecord:
+        """How the run came about."""
+        human = dataclasses.asdict(self.config.statement)
+        return RunRecord(
+            created_at=files.now(),
+            plan=json.loads(self.rows.plan.to_json()),
+            settings=self._settings.to_dict(),
+            performance=dataclasses.asdict(self.performance),
+            model=self.config.model.to_dict(),
+            schema=self.config.schema.to_dict(),
+            train_fingerprint=self.rows.train.fingerprint,
+            test_fingerprint=(
+                self.rows.test.fingerprint
+                if self.rows.test and self.rows.test_rows != "train_and_test"
+                else None
+            ),
+            executed=trainer.executed,
+            replayed=trainer.replayed,
+            reference=self._wants_reference,
+            artifacts={
+                files.PARAMETERS: files.sha256(*files.parameters_of(trainer.model)),
+                files.MODEL: files.sha256(files.describe_model(trainer.model).encode()),
+            },
+            statement={k: v for k, v in human.items() if v is not None},
+            versions=files.versions(),
+        )
+
+    def _watch(self, stage: Literal["reference", "training"]) -> Callable[[Progress], None] | None:
+        """Passes the trainer's progress on, with the privacy loss so far."""
+        if self.on_progress is None:
+            return None
+        report = self.on_progress
+        promises = stage == "training" and self.rows.plan.is_private
+
+        def watch(at: Progress) -> None:
+            spent = self.rows.plan.epsilon_spent(at.iteration) if promises else None
+            report(
+                RunProgress(
+                    stage,
+                    at.iteration,
+                    at.iterations,
+                    at.examples_per_second,
+                    at.seconds_left,
+                    spent,
+                )
+            )
+
+        return watch
