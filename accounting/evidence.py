@@ -249,11 +249,16 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "tuning.filter_kept": (
         (_CODE, "accounting/filters.py::RenyiFilter"),
         (_CODE, "dpads/recipe_budget.py::FilterFile"),
+        (_CODE, "dpads/recipe_budget.py::check_kept"),
         (
             _TEST,
             "tests/accounting/test_filters.py::test_whatever_is_chosen_the_composition_stays_inside",
         ),
         (_TEST, "tests/test_recipe.py::test_nothing_beyond_the_total_is_spent"),
+        (
+            _TEST,
+            "tests/test_recipe_budget.py::test_what_is_lost_is_never_drawn_again_under_the_same_charge",
+        ),
         (
             _TEST,
             "tests/test_recipe.py::test_what_was_spent_survives_and_is_spent_once_for_each_name",

@@ -271,6 +271,20 @@ def test_reads_and_declarations_of_other_trials_are_told(sweep: Sweep) -> None:
     assert (kinds["upstream"], kinds["recalibration"]) == (1, 1)
 
 
+def test_what_is_charged_is_not_called_outside(sweep: Sweep) -> None:
+    for trial in sweep.trials:
+        Ledger.load(sweep.folder_of(trial.name) / "ledger.jsonl").append(
+            kind="trial",
+            description="This run is one of 6 trials",
+            rows="train",
+            treatment="not_covered",
+            details={"trials": 6},
+        )
+    run = select(sweep)
+    assert not [entry for entry in run.ledger.entries if entry.kind == "trial"]
+    assert "trials of the sweep that this run belongs to" not in run.statement().headline
+
+
 def test_a_winner_whose_folder_was_exchanged_is_refused(sweep: Sweep) -> None:
     folder = sweep.folder_of(choose(sweep).trial.name)
     entries = Ledger.load(folder / "ledger.jsonl").entries
