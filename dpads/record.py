@@ -238,6 +238,18 @@ def sha256(*parts: Buffer) -> str:
     return digest.hexdigest()
 
 
+def hint_of(path: Path) -> str:
+    """Which run to name in place of a folder that holds several; empty where nobody can tell."""
+    if (path / "recipe.json").is_file():
+        return f" It is a recipe: name its run, {path / 'model'}."
+    if (path / "sweep.toml").is_file():
+        return (
+            f" It is a sweep: name one of its runs, such as {path / 'trials' / '0001'}, or make its winner "
+            "a run of its own with dpads select."
+        )
+    return ""
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is a whole run."""
     return (path / RUN).is_file()

@@ -207,7 +207,7 @@ class Run:
         if not files.is_run(folder):
             raise ConfigError(
                 f"{path}: expected the folder of a run, with {files.RUN} in it. "
-                "`dpads train CONFIG.toml --out RUN` makes one."
+                "`dpads train CONFIG.toml --out RUN` makes one." + files.hint_of(folder)
             )
         record = RunRecord.from_dict(files.read_json(folder / files.RUN))
         run = cls(

@@ -185,8 +185,8 @@ def choose(sweep: Sweep, by: str | None = None) -> Choice:
             groups.setdefault(name, []).append((trial, float(value)))
     if not groups:
         raise ConfigError(
-            f"{sweep.path}: no private trial finished with a {metric}. Start the sweep again, or look at its "
-            "results for what failed."
+            f"{sweep.path}: no private trial has finished and has {metric}. Start the sweep again to go on "
+            "with it, or look at its results for what failed."
         )
     sign = -1.0 if metric in HIGHER else 1.0
     best = min(groups.values(), key=lambda trials: sign * fmean(value for _, value in trials))

@@ -62,7 +62,9 @@ def verify(path: str | Path, *, on_progress: Callable[[str], None] | None = None
     if path.is_dir() and files.is_run(path):
         return Verification(tuple(_of_run(path, watch)))
     if not path.is_file():
-        raise ConfigError(f"{path}: expected the folder of a run, or a statement in JSON.")
+        raise ConfigError(
+            f"{path}: expected the folder of a run, or a statement in JSON.{files.hint_of(path)}"
+        )
     return verify_statement(_read(path), on_progress=on_progress)
 
 

@@ -372,7 +372,7 @@ def test_what_cannot_be_selected_is_refused(sweep: Sweep, tmp_path: Path) -> Non
     for trial in sweep.trials:
         if not trial.reference:
             shutil.rmtree(sweep.folder_of(trial.name))
-    with pytest.raises(ConfigError, match="no private trial finished"):
+    with pytest.raises(ConfigError, match="no private trial has finished and has auc_loss"):
         select(sweep, out=tmp_path / "none")
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from altering import altered, containers, numbers, put, text_of
 from cli_calls import CONFIG, done, dpads_command
+from typer.testing import CliRunner
 
 import dpads
 from dpads.accounting.canonical import canonical_bytes, digest
 from dpads.accounting.sealing import sealed
+from dpads.cli import app
 from dpads.verifying import verify
 
 FILES = (
@@ -336,3 +338,16 @@ def test_statements_in_every_format(folder: Path, tmp_path: Path) -> None:
     again = dpads_command("statement", run, "--out", out)
     assert again.exit_code == 2
     assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"), [("sweep.toml", "trials/0001"), ("recipe.json", "It is a recipe")]
+)
+def test_a_folder_of_several_runs_is_told_which_one_to_name(
+    tmp_path: Path, file: str, hint: str
+) -> None:
+    (tmp_path / file).write_text("")
+    for command in ("verify", "statement"):
+        result = CliRunner().invoke(app, [command, str(tmp_path)])
+        assert result.exit_code == 2
+        assert hint in result.stderr.replace("\n", "")
