@@ -60,8 +60,12 @@ def test_the_commands_are_those_of_the_design() -> None:
         "plan",
         "predict",
         "prepare",
+        "recipe",
+        "select",
         "statement",
+        "sweep",
         "train",
+        "tune",
         "verify",
     ]
 
