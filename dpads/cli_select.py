@@ -176,8 +176,8 @@ def recipe(
     hours: Annotated[
         float,
         typer.Option(
-            help="That all trials with noise together may take; 19 trials without noise come on top, about "
-            "as long each."
+            help="That all trials with noise together may take; 17 trials without noise, or some more, come "
+            "on top, about as long each."
         ),
     ] = 1.0,
     trials: Annotated[
@@ -198,6 +198,7 @@ def recipe(
     json_: JsonOption = False,
 ) -> None:
     """Find batch size, clip norm, noise and learning rates step by step, and train within one budget."""
+    from dpads.recipe_choice import is_worse_than_average, worse_words
     from dpads.recipes import RECIPE
     from dpads.recipes import recipe as carry_out
 
@@ -226,6 +227,11 @@ def recipe(
     for stage in document["stages"]:
         typer.echo(f"{stage['title']} ({_ROWS[stage['rows']]}). {stage['decision']}")
     print_metrics("Test metrics (exact reads, not covered)", {"the model": run.metrics})
+    if is_worse_than_average(run.metrics):
+        say(
+            f"CAREFUL: the model {worse_words(run.metrics)}. Do not serve it: give the recipe a larger "
+            "epsilon or more rows, fewer buckets, or smaller learning rates to begin from."
+        )
     print_markdown(run.statement().headline)
     typer.echo(f"\n{target}: report.html, recipe.json, config.toml, model/")
 

@@ -10,35 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from dpads.config import Config
 from dpads.config_toml import to_document
-from dpads.errors import ConfigError
-from dpads.resources import check_memory, estimate_memory
+from dpads.recipe_choice import (
+    CLIP,
+    TABLE_RATE,
+    TOWER_RATE,
+    Tried,
+    Values,
+    best_of,
+    rounded,
+)
 
-TABLE_RATE: Final = "training.table_optimizer.learning_rate"
-TOWER_RATE: Final = "training.tower_optimizer.learning_rate"
-CLIP: Final = "privacy.l2_clip_norm"
 BATCH: Final = "training.expected_batch_size"
 EPOCHS: Final = "training.epochs"
 NOISE: Final = "privacy.noise_multiplier"
 
+# Where rows are public these grids go on beyond an edge that the best is at.
 REFERENCE_FACTORS: Final = (
     (0.25, 1.0, 4.0),
     (0.3, 1.0, 3.0),
 )  # of the tables' and the tower's rate
-CLIP_FACTORS: Final = (0.03, 0.1, 0.3, 1.0, 3.0)
+CLIP_FACTORS: Final = (0.1, 0.3, 1.0, 3.0)
 CLIP_RATE_FACTORS: Final = (1.0, 4.0)  # clipped gradients are shorter, so steps may be longer
 FIRST_FACTORS: Final = (0.25, 1.0, 4.0)
 ROUND_TRIALS: Final = 2
-TOLERANCE: Final = 0.01
 
 RowsName = Literal["public", "private", "synthetic", "none"]
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +74,11 @@ class Stage:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A trial that finished.
-
-    Attributes:
-        settings: values by dotted key.
-        loss: the headline loss on test rows.
-        trial: its name.
-    """
-
-    settings: Mapping[str, Any]
-    loss: float
-    trial: str = field(compare=False, default="")
-
-
 def reference_settings(config: Config) -> list[Values]:
     """Learning rates around the configuration's, for tables and tower each."""
     table, tower = _rates(config)
     return [
-        {TABLE_RATE: _round(table * first), TOWER_RATE: _round(tower * second)}
+        {TABLE_RATE: rounded(table * first), TOWER_RATE: rounded(tower * second)}
         for first, second in itertools.product(*REFERENCE_FACTORS)
     ]
 
@@ -101,29 +88,12 @@ def clip_settings(config: Config) -> list[Values]:
     table, tower = _rates(config)
     return [
         {
-            CLIP: _round(config.l2_clip_norm * clip),
-            TABLE_RATE: _round(table * longer),
+            CLIP: rounded(config.l2_clip_norm * clip),
+            TABLE_RATE: rounded(table * longer),
             TOWER_RATE: tower,
         }
         for clip, longer in itertools.product(CLIP_FACTORS, CLIP_RATE_FACTORS)
     ]
-
-
-def smallest_harmless(tried: Sequence[Tried], tolerance: float = TOLERANCE) -> Tried:
-    """The smallest clip norm whose best loss is within the tolerance of the best of all.
-
-    Args:
-        tried: trials that differ in clip norm, and maybe in learning rates.
-        tolerance: a fraction of the best loss's magnitude.
-
-    Examples:
-        >>> trials = [Tried({CLIP: c}, loss) for c, loss in ((0.1, 0.3), (1.0, 0.2009), (10.0, 0.2))]
-        >>> smallest_harmless(trials).settings[CLIP]
-        1.0
-    """
-    best = min(item.loss for item in tried)
-    harmless = [item for item in tried if item.loss <= best + tolerance * abs(best)]
-    return min(harmless, key=lambda item: (item.settings[CLIP], item.loss))
 
 
 def rounds_of(config: Config, trials: int, tried: Sequence[Tried]) -> list[Values]:
@@ -139,14 +109,14 @@ def rounds_of(config: Config, trials: int, tried: Sequence[Tried]) -> list[Value
     """
     table, tower = _rates(config)
     if not tried:
-        grid = [{TABLE_RATE: _round(table * f), TOWER_RATE: tower} for f in FIRST_FACTORS]
+        grid = [{TABLE_RATE: rounded(table * f), TOWER_RATE: tower} for f in FIRST_FACTORS]
         return grid[:trials] if trials >= len(grid) else [grid[1], *grid[:1], *grid[2:]][:trials]
-    best = min(tried, key=lambda item: item.loss).settings
+    best = best_of(tried).settings
     known = [(item.settings[TABLE_RATE], item.settings[TOWER_RATE]) for item in tried]
     near = [
         {
-            TABLE_RATE: _round(best[TABLE_RATE] * first),
-            TOWER_RATE: _round(best[TOWER_RATE] * second),
+            TABLE_RATE: rounded(best[TABLE_RATE] * first),
+            TOWER_RATE: rounded(best[TOWER_RATE] * second),
         }
         for first, second in _steps()
     ]
@@ -163,54 +133,6 @@ def _steps() -> Iterator[tuple[float, float]]:
         yield 1.0 / step, 1.0
 
 
-def batch_sizes(config: Config, dataset_size: int) -> list[int]:
-    """Powers of two of the configured batch, up to all units, as far as memory goes."""
-    sizes, size = [], config.training.expected_batch_size
-    while size <= dataset_size:
-        try:
-            check_memory(
-                estimate_memory(
-                    config.model,
-                    config.schema,
-                    expected_batch_size=size * config.privacy.rows_per_unit,
-                    table_noise=config.training.table_noise,
-                )
-            )
-        except ConfigError:
-            break
-        sizes.append(size)
-        size *= 2
-    return sizes
-
-
-def largest_in_time(
-    sizes: Sequence[int],
-    iterations: int,
-    seconds: float,
-    step_seconds: Callable[[int], float | None],
-) -> tuple[int, list[tuple[int, float | None, float | None]]]:
-    """The largest batch with which one trial's iterations fit into a time.
-
-    Args:
-        sizes: rising; the first is taken in any case.
-        iterations: of a trial, the same at each size: larger batches see more rows.
-        seconds: that a trial may take.
-        step_seconds: measures a step at a size; None where it cannot.
-
-    Returns:
-        The size, and for each measured one: size, seconds a step, seconds a trial.
-    """
-    found, chosen = [], sizes[0]
-    for size in sizes:
-        step = step_seconds(size)
-        total = None if step is None else step * iterations
-        found.append((size, step, total))
-        if total is None or total > seconds:
-            break
-        chosen = size
-    return chosen, found
-
-
 def with_values(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as plain data with values put in by dotted key."""
     document: dict[str, Any] = to_document(config)
@@ -223,29 +145,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def number(value: float) -> str:
-    """A number in a decision."""
-    return "infinity" if math.isinf(value) else f"{value:.4g}"
-
-
-def at_edge(settings: Mapping[str, Any], tried: Sequence[Tried], keys: Sequence[str]) -> str:
-    """A warning where a chosen value is the smallest or largest that was tried."""
-    edges = []
-    for key in keys:
-        values = sorted({item.settings[key] for item in tried})
-        if len(values) > 1 and settings[key] in (values[0], values[-1]):
-            edges.append(key)
-    if not edges:
-        return ""
-    return f" At the edge of what was tried: {', '.join(edges)}; better values may lie beyond."
-
-
 def _rates(config: Config) -> tuple[float, float]:
     """Learning rates of tables and tower."""
     training = config.training
     return training.table_optimizer.learning_rate, training.tower_optimizer.learning_rate
-
-
-def _round(value: float) -> float:
-    """Four digits: settings are typed again by people."""
-    return float(f"{value:.4g}")

@@ -17,7 +17,8 @@ from dpads.evaluation import HEADLINE_LOSS
 from dpads.plan import PrivacySpec
 from dpads.recipe_ask import ASKED, How, RecipeRows, noisy
 from dpads.recipe_budget import STAGES, FilterFile, check_unspent, stage_folder
-from dpads.recipe_stages import RowsName, Tried, Values, with_values
+from dpads.recipe_choice import Tried, Values, tried_of
+from dpads.recipe_stages import RowsName, with_values
 from dpads.run_data import resolve_plan
 from dpads.store import ExampleStore
 from dpads.sweep_config import parse_sweep
@@ -136,9 +137,10 @@ class StageTrials:
         tried = []
         for trial in found.trials:
             run = found.folder_of(trial.name)
-            loss = files.read_json(run / files.METRICS)[loss_name] if files.is_run(run) else None
-            if loss is not None:
-                tried.append(Tried(trial.settings, float(loss), trial.name))
+            measured = files.read_json(run / files.METRICS) if files.is_run(run) else {}
+            one = tried_of(trial.settings, measured, loss_name, trial.name)
+            if one is not None:
+                tried.append(one)
         if not tried:
             raise RunError(
                 f"{found.path}: no trial finished with a {loss_name}. Its results.parquet says what failed."

@@ -13,6 +13,10 @@
 Stages without noise run on public or made-up rows. Without those they run on the private rows: no guarantee
 covers that, the ledger says so before they run, and the claim is never formal. Stages with noise depend on
 those before them, so their costs are drawn from a Renyi filter whose total is fixed in advance.
+
+How it decides: trials that predict worse than the average rate (normalized entropy above 1) lose to any that
+do not; among the rest, of those whose headline loss is within one standard error of the lowest the smallest
+learning rate wins, and of clip norms the smallest within 1 % of the lowest loss.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ from dpads import record as files
 from dpads.accounting.events import EventTree
 from dpads.accounting.filters import RenyiFilter, smallest_noise_multiplier_within
 from dpads.accounting.ledger import Ledger
-from dpads.benching_costs import private_step_seconds
 from dpads.config import Config, load_config, parse_config
 from dpads.config_toml import to_toml
 from dpads.errors import CheckpointError, ConfigError
@@ -43,37 +46,51 @@ from dpads.recipe_ask import (
     noisy,
     open_recipe_rows,
 )
+from dpads.recipe_batch import (
+    batch_evidence,
+    batch_sizes,
+    check_hours,
+    largest_in_time,
+    measuring,
+)
 from dpads.recipe_budget import MODEL, STAGES, FilterFile, check_kept
+from dpads.recipe_choice import (
+    CLIP,
+    EXTENSIONS,
+    TABLE_RATE,
+    TOWER_RATE,
+    WIDER,
+    Grid,
+    Tried,
+    Values,
+    average_words,
+    best_of,
+    beyond,
+    capital,
+    edge_words,
+    evidence,
+    grid_words,
+    number,
+    smallest_harmless,
+)
 from dpads.recipe_model import chosen_run
 from dpads.recipe_stages import (
     BATCH,
-    CLIP,
     EPOCHS,
     NOISE,
-    TABLE_RATE,
-    TOLERANCE,
-    TOWER_RATE,
     Stage,
-    Tried,
-    at_edge,
-    batch_sizes,
     clip_settings,
-    largest_in_time,
-    number,
     reference_settings,
     rounds_of,
-    smallest_harmless,
     with_values,
-)  # fmt: skip
+)
 from dpads.recipe_trials import StageTrials
 from dpads.run import Run
 from dpads.run_data import resolve_plan
-from dpads.training import TrainingSettings
 
 RECIPE: Final = "recipe.json"
 SETTLED: Final = ("1-reference", "2-batch-size", "3-clip-norm", "4-noise")
 FORMAT: Final = 1
-MEASURE_SECONDS: Final = 1.5  # for each batch size
 
 
 def recipe(
@@ -95,8 +112,8 @@ def recipe(
         out: the recipe's folder; one that was begun there goes on.
         public: rows for the stages without noise, of the same schema: logs or a store, or "synthetic" for
             rows made up from the schema. None: the private rows, outside of any guarantee.
-        hours: that all trials with noise together may take on this machine. Those without noise, 19 in all,
-            come on top and take about as long each.
+        hours: that all trials with noise together may take on this machine. Those without noise come
+            on top and take about as long each: 17, and more where a best value on other rows is at an edge.
         trials: how many trials with noise there are at most.
         workers: trials at a time; default: one for each core.
         threads: of each trial.
@@ -107,7 +124,8 @@ def recipe(
         The run that was chosen.
 
     Raises:
-        ConfigError: the configuration lacks what the recipe needs, or `out` is of something else.
+        ConfigError: the configuration lacks what the recipe needs, the hours are too few, or `out` is of
+            something else.
         BudgetError: the budget is too small for so many trials.
         CheckpointError: something is lost that privacy was spent for.
         RunError: no trial finished.
@@ -123,6 +141,8 @@ def recipe(
     folder = Path(out)
     if folder.exists() and not (folder / ASKED).is_file():
         raise ConfigError(f"{folder}: exists already, and is no recipe. Name another folder.")
+    if not folder.exists():
+        check_hours(start, hours, trials)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sources = (str(public),) if isinstance(public, str | Path) else public
     how = How(
@@ -145,7 +165,7 @@ class _Recipe:
         self._created = kept.get("created_at", files.now())
         self._stages = [Stage(**item) for item in kept.get("stages", [])]
         for stage in self._stages:
-            if stage.name in SETTLED:
+            if stage.name.partition(WIDER)[0] in SETTLED:
                 self._adopt(stage.chosen)
         path = folder / files.LEDGER
         self._ledger = Ledger.load(path) if path.exists() else Ledger(path)
@@ -170,12 +190,12 @@ class _Recipe:
         write_recipe_report(self._folder)
         return run
 
-    def _stage(self, name: str, find: Callable[[str], Stage]) -> None:
+    def _stage(self, name: str, find: Callable[[str], list[Stage]]) -> None:
         """A stage before learning rates, unless it is whole."""
         if name not in {stage.name for stage in self._stages}:
-            stage = find(name)
-            self._stages.append(stage)
-            self._adopt(stage.chosen)
+            found = find(name)
+            self._stages += found
+            self._adopt(found[-1].chosen)
             self._save(None)
 
     def _adopt(self, chosen: Mapping[str, Any]) -> None:
@@ -199,24 +219,61 @@ class _Recipe:
         config = noisy(self._config, noise_multiplier)
         return resolve_plan(config, config.privacy, config.l2_clip_norm, None)
 
-    def _reference(self, name: str) -> Stage:
+    def _reference(self, name: str) -> list[Stage]:
         """Stage 1."""
-        title = "The model without privacy"
-        tried = self._trials.noise_free(name, title, self._config, reference_settings(self._config))
-        best = min(tried, key=lambda item: item.loss)
-        chosen = {key: best.settings[key] for key in (TABLE_RATE, TOWER_RATE)}
-        return Stage(
-            name=name,
-            title=title,
-            question="Which learning rates suit the model without noise and clipping?",
-            rows=self._how.noise_free_rows,
-            decision=f"Learning rates {number(chosen[TABLE_RATE])} (tables) and {number(chosen[TOWER_RATE])} "
-            f"(tower), with {self._words} {best.loss:.4f}." + at_edge(chosen, tried, tuple(chosen)),
-            chosen=chosen,
-            **self._evidence(name, (TABLE_RATE, TOWER_RATE), tried),
+        return self._on_a_grid(
+            name,
+            "The model without privacy",
+            "Which learning rates suit the model without noise and clipping?",
+            reference_settings(self._config),
+            Grid((TABLE_RATE, TOWER_RATE), best_of),
         )
 
-    def _batch_size(self, name: str) -> Stage:
+    def _clip_norm(self, name: str) -> list[Stage]:
+        """Stage 3."""
+        return self._on_a_grid(
+            name,
+            "The clip norm",
+            "Which is the smallest clip norm that costs little, with noise off?",
+            clip_settings(self._config),
+            Grid((CLIP,), smallest_harmless, across=(TABLE_RATE,)),
+        )
+
+    def _on_a_grid(
+        self, name: str, title: str, question: str, settings: Sequence[Values], grid: Grid
+    ) -> list[Stage]:
+        """A stage without noise, and those that try beyond its grid where rows are not private."""
+        rows, config, keys = self._how.noise_free_rows, self._config, tuple(settings[0])
+        stages: list[Stage] = []
+        tried: list[Tried] = []
+        following = list(settings)
+        while following:
+            place = len(stages)
+            own = name if not place else f"{name}{WIDER}{place}"
+            heading = title if not place else f"{title}, beyond the edge"
+            found = self._trials.noise_free(own, heading, config, following)
+            tried += found
+            chosen = grid.choose(tried)
+            more = rows != "private" and place < EXTENSIONS
+            following = beyond(chosen, tried, grid.keys, grid.across) if more else []
+            at_edge = edge_words(chosen, tried, grid.keys, rows, goes_on=bool(following))
+            stages.append(
+                Stage(
+                    name=own,
+                    title=heading,
+                    question=question if not place else "Are values beyond the edge better?",
+                    rows=rows,
+                    decision=capital(
+                        grid_words(chosen, self._loss) + average_words(chosen) + at_edge
+                    ),
+                    chosen={key: chosen.settings[key] for key in keys},
+                    sweep=f"{STAGES}/{own}",
+                    **evidence(keys, self._loss, found),
+                )
+            )
+        return stages
+
+    def _batch_size(self, name: str) -> list[Stage]:
         """Stage 2."""
         title = "The batch size"
         self._trials.tell(title)
@@ -224,66 +281,30 @@ class _Recipe:
         units = config.privacy.dataset_size
         assert units is not None
         iterations = self._plan(1.0).mechanism.iterations
-        seconds = 3600.0 * how.hours / how.trials
-        training = config.training
-        settings = TrainingSettings(
-            table_noise=training.table_noise,
-            table_optimizer=training.table_optimizer,
-            tower_optimizer=training.tower_optimizer,
+        size, measured = largest_in_time(
+            batch_sizes(config, units),
+            iterations,
+            3600.0 * how.hours / how.trials,
+            measuring(config, units),
         )
-        rows_per_unit = config.privacy.rows_per_unit
-
-        def measure(size: int) -> float | None:
-            return private_step_seconds(
-                config.model,
-                config.schema,
-                settings,
-                expected_batch_size=size * rows_per_unit,
-                num_examples=units * rows_per_unit,
-                noise_multiplier=1.0,
-                l2_clip_norm=config.l2_clip_norm,
-                seconds=MEASURE_SECONDS,
+        epochs, configured = float(f"{iterations * size / units:.6g}"), config.training.epochs
+        instead = "" if epochs == configured else f" in place of the configured {configured:g}"
+        return [
+            Stage(
+                name=name,
+                title=title,
+                question=f"Which is the largest batch with which {how.trials} trials of {iterations:,} "
+                f"iterations fit into {how.hours:g} hours?",
+                rows="none",
+                decision=f"Batches of {size:,} of {units:,} units, {epochs:g} epochs{instead}: as many "
+                "iterations as were configured, for at equal iterations a larger batch has less noise for "
+                "each unit. Measured on made-up batches.",
+                chosen={BATCH: size, EPOCHS: epochs},
+                **batch_evidence(measured, how.trials),
             )
+        ]
 
-        sizes = batch_sizes(config, units) or [training.expected_batch_size]
-        size, measured = largest_in_time(sizes, iterations, seconds, measure)
-        epochs = float(f"{iterations * size / units:.6g}")
-        return Stage(
-            name=name,
-            title=title,
-            question=f"Which is the largest batch with which {how.trials} trials of {iterations:,} "
-            f"iterations fit into {how.hours:g} hours?",
-            rows="none",
-            decision=f"Batches of {size:,} of {units:,} units, {epochs:g} epochs: as many iterations as were "
-            "configured, for at equal iterations a larger batch has less noise for each unit. Measured on "
-            "made-up batches.",
-            chosen={BATCH: size, EPOCHS: epochs},
-            columns=["expected batch size", "seconds a step", "hours for all trials"],
-            evidence=[
-                [at, step, None if total is None else total * how.trials / 3600.0]
-                for at, step, total in measured
-            ],
-        )
-
-    def _clip_norm(self, name: str) -> Stage:
-        """Stage 3."""
-        title = "The clip norm"
-        tried = self._trials.noise_free(name, title, self._config, clip_settings(self._config))
-        found = smallest_harmless(tried)
-        chosen = {key: found.settings[key] for key in (CLIP, TABLE_RATE, TOWER_RATE)}
-        return Stage(
-            name=name,
-            title=title,
-            question="Which is the smallest clip norm that costs little, with noise off?",
-            rows=self._how.noise_free_rows,
-            decision=f"{number(chosen[CLIP])}: the smallest whose {self._words} is within {TOLERANCE:.0%} of "
-            f"the best, with learning rates {number(chosen[TABLE_RATE])} (tables) and "
-            f"{number(chosen[TOWER_RATE])} (tower)." + at_edge(chosen, tried, (CLIP,)),
-            chosen=chosen,
-            **self._evidence(name, (CLIP, TABLE_RATE), tried),
-        )
-
-    def _noise(self, name: str) -> Stage:
+    def _noise(self, name: str) -> list[Stage]:
         """Stage 4: the filter is fixed, and on the ledger, before anything with noise runs."""
         title = "The noise"
         self._trials.tell(title)
@@ -312,7 +333,7 @@ class _Recipe:
                 treatment="covered_by_accounting",
                 dp_event=budget.event(),
             )
-        return Stage(
+        stage = Stage(
             name=name,
             title=title,
             question=f"Which noise lets {trials} trials cost epsilon {epsilon:g} together?",
@@ -323,13 +344,15 @@ class _Recipe:
             columns=["trials", "epsilon of all", "delta", "noise multiplier", "epsilon of one"],
             evidence=[[trials, epsilon, plan.delta, noise, self._plan(noise).loss.epsilon]],
         )
+        return [stage]
 
     def _learning_rates(self) -> tuple[str, Tried]:
         """Stage 5 and its refinements: the stage and the trial of the best model."""
         noise = next(s.chosen[NOISE] for s in self._stages if s.name == SETTLED[-1])
         budget, left = FilterFile(self._folder), self._how.trials
         tried: list[tuple[str, Tried]] = []
-        while settings := rounds_of(self._config, left, [item for _, item in tried]):
+        settings = rounds_of(self._config, left, [])
+        while settings:
             name = f"{len(SETTLED) + 1 + len({stage for stage, _ in tried})}-learning-rates"
             found = self._trials.private(
                 name,
@@ -341,15 +364,19 @@ class _Recipe:
             )
             tried += [(name, item) for item in found]
             left -= len(settings)
+            every = [item for _, item in tried]
+            settings = rounds_of(self._config, left, every)
             if name not in {stage.name for stage in self._stages}:
-                self._stages.append(self._rates_stage(name, found, [item for _, item in tried]))
+                self._stages.append(self._rates_stage(name, found, every, is_last=not settings))
                 self._save(None)
-        return min(tried, key=lambda pair: pair[1].loss)
+        best = best_of([item for _, item in tried])
+        return next(pair for pair in tried if pair[1] is best)
 
-    def _rates_stage(self, name: str, found: list[Tried], tried: list[Tried]) -> Stage:
+    def _rates_stage(
+        self, name: str, found: list[Tried], tried: list[Tried], *, is_last: bool
+    ) -> Stage:
         """What a round with noise found."""
-        best = min(tried, key=lambda item: item.loss)
-        chosen = {key: best.settings[key] for key in (TABLE_RATE, TOWER_RATE)}
+        best = best_of(tried)
         first = len(found) == len(tried)
         return Stage(
             name=name,
@@ -358,24 +385,12 @@ class _Recipe:
             if first
             else "Are others near the best so far better?",
             rows="private",
-            decision=f"Best so far: {number(chosen[TABLE_RATE])} (tables) and {number(chosen[TOWER_RATE])} "
-            f"(tower), with {self._words} {best.loss:.4f}.",
-            chosen=chosen,
-            **self._evidence(name, (TABLE_RATE, TOWER_RATE), found),
+            decision=f"{'The model' if is_last else 'Best so far'}: {grid_words(best, self._loss)}"
+            + average_words(best),
+            chosen={key: best.settings[key] for key in (TABLE_RATE, TOWER_RATE)},
+            sweep=f"{STAGES}/{name}",
+            **evidence((TABLE_RATE, TOWER_RATE), self._loss, found),
         )
-
-    @property
-    def _words(self) -> str:
-        """The loss in words."""
-        return self._loss.replace("_", " ")
-
-    def _evidence(self, name: str, keys: Sequence[str], tried: Sequence[Tried]) -> dict[str, Any]:
-        """Columns and rows of the evidence, and where it is from."""
-        return {
-            "columns": [*(key.partition(".")[2].replace("_", " ") for key in keys), self._words],
-            "evidence": [[*(item.settings[key] for key in keys), item.loss] for item in tried],
-            "sweep": f"{STAGES}/{name}",
-        }
 
     def _event(self, noise_multiplier: float) -> EventTree:
         """The event of a trial with noise."""

@@ -96,7 +96,8 @@ def recipes_here(monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.setattr("dpads.recipe_stages.REFERENCE_FACTORS", ((0.5, 1.0), (1.0,)))
     monkeypatch.setattr("dpads.recipe_stages.CLIP_FACTORS", (0.5, 1.0))
     monkeypatch.setattr("dpads.recipe_stages.CLIP_RATE_FACTORS", (1.0,))
-    monkeypatch.setattr("dpads.recipes.private_step_seconds", lambda *_, **__: 1e-3)
+    monkeypatch.setattr("dpads.recipe_batch.private_step_seconds", lambda *_, **__: 1e-3)
+    monkeypatch.setattr("dpads.recipes.EXTENSIONS", 0)
     monkeypatch.setattr("dpads.recipe_report.write_recipe_report", lambda folder: None)
     return found
 

@@ -24,18 +24,11 @@ from dpads.accounting.relation import Relation
 from dpads.config import Config, load_config, parse_config
 from dpads.config_toml import to_toml
 from dpads.errors import BudgetError, CheckpointError, ConfigError, RunError
+from dpads.recipe_batch import largest_in_time
 from dpads.recipe_budget import FilterFile
+from dpads.recipe_choice import CLIP, TABLE_RATE, TOWER_RATE, Tried, edge_words, smallest_harmless
 from dpads.recipe_rows import made_up_rows, write_made_up_rows
-from dpads.recipe_stages import (
-    CLIP,
-    TABLE_RATE,
-    TOWER_RATE,
-    Tried,
-    at_edge,
-    largest_in_time,
-    rounds_of,
-    smallest_harmless,
-)
+from dpads.recipe_stages import rounds_of
 from dpads.recipes import recipe
 from dpads.run import Run
 from dpads.store import ExampleStore
@@ -263,8 +256,9 @@ def test_the_batch_is_the_largest_that_the_time_allows() -> None:
 
 def test_a_decision_at_the_edge_says_so() -> None:
     trials = tried(({CLIP: 0.1}, 0.3), ({CLIP: 1.0}, 0.2), ({CLIP: 3.0}, 0.3))
-    assert at_edge({CLIP: 1.0}, trials, [CLIP]) == ""
-    assert CLIP in at_edge({CLIP: 3.0}, trials, [CLIP])
+    assert edge_words(trials[1], trials, [CLIP], "public") == ""
+    assert CLIP in edge_words(trials[2], trials, [CLIP], "public")
+    assert "look at private rows counts" in edge_words(trials[2], trials, [CLIP], "private")
 
 
 # Made-up rows
