@@ -176,7 +176,7 @@ def recipe(
     hours: Annotated[
         float,
         typer.Option(
-            help="That all trials with noise together may take; 17 trials without noise, or some more, come "
+            help="That all trials with noise together may take; 19 trials without noise, or some more, come "
             "on top, about as long each."
         ),
     ] = 1.0,

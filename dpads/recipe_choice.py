@@ -181,8 +181,8 @@ def grid_words(chosen: Tried, loss: str) -> str:
             f"with learning rates {rates} and {words} {chosen.loss:.4f}."
         )
     return (
-        f"learning rates {rates}, with {words} {chosen.loss:.4f}: the smallest rates within one standard error of "
-        "the best."
+        f"learning rates {rates}, with {words} {chosen.loss:.4f}: the smallest rates within one standard "
+        "error of the best."
     )
 
 

@@ -35,7 +35,7 @@ REFERENCE_FACTORS: Final = (
     (0.25, 1.0, 4.0),
     (0.3, 1.0, 3.0),
 )  # of the tables' and the tower's rate
-CLIP_FACTORS: Final = (0.1, 0.3, 1.0, 3.0)
+CLIP_FACTORS: Final = (0.1, 0.3, 1.0, 3.0, 10.0)
 CLIP_RATE_FACTORS: Final = (1.0, 4.0)  # clipped gradients are shorter, so steps may be longer
 FIRST_FACTORS: Final = (0.25, 1.0, 4.0)
 ROUND_TRIALS: Final = 2

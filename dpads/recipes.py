@@ -113,7 +113,7 @@ def recipe(
         public: rows for the stages without noise, of the same schema: logs or a store, or "synthetic" for
             rows made up from the schema. None: the private rows, outside of any guarantee.
         hours: that all trials with noise together may take on this machine. Those without noise come
-            on top and take about as long each: 17, and more where a best value on other rows is at an edge.
+            on top and take about as long each: 19, and more where a best value on other rows is at an edge.
         trials: how many trials with noise there are at most.
         workers: trials at a time; default: one for each core.
         threads: of each trial.
@@ -386,7 +386,8 @@ class _Recipe:
             else "Are others near the best so far better?",
             rows="private",
             decision=f"{'The model' if is_last else 'Best so far'}: {grid_words(best, self._loss)}"
-            + average_words(best),
+            + average_words(best)
+            + (edge_words(best, tried, (TABLE_RATE,), "private") if is_last else ""),
             chosen={key: best.settings[key] for key in (TABLE_RATE, TOWER_RATE)},
             sweep=f"{STAGES}/{name}",
             **evidence((TABLE_RATE, TOWER_RATE), self._loss, found),
