@@ -13,6 +13,7 @@ from dpads.cli import app
 from dpads.config import Config
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
+from dpads.recipe_batch import time_words
 from dpads.recipe_choice import (
     CLIP,
     TABLE_RATE,
@@ -215,3 +216,8 @@ def test_epochs_that_replace_the_configured_ones_are_said_so(
     recipe(config, out=tmp_path / "r", public="synthetic", trials=1)
     batch = document_of(tmp_path / "r")["stages"][1]
     assert "8 epochs in place of the configured 1:" in batch["decision"]
+
+
+def test_times_are_in_the_unit_in_which_they_are_read_most_easily() -> None:
+    words = [time_words(seconds) for seconds in (0.00042, 0.1748, 95.0, 9000.0, None)]
+    assert words == ["0.42 ms", "0.17 s", "1.6 min", "2.5 h", None]
