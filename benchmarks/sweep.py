@@ -1,6 +1,6 @@
 """What a sweep costs beside its trials: twenty of them side by side, against each of them alone.
 
-    python benchmarks/sweep.py                    # about 8 minutes on two free cores
+    python benchmarks/sweep.py                    # about 3 minutes on two free cores
     python benchmarks/sweep.py --epochs 5 --out FOLDER
 
 writes sweep.md and sweep.json. The log is AdKDD's where ../shared/data (or DPADS_DATA) has it, else a
