@@ -148,10 +148,10 @@ def made_up_batches(schema: FeatureSchema, size: int) -> Iterator[SparseBatch]:
     while True:
         ids = np.empty((size, len(scalars)), np.int32)
         for column, field in enumerate(scalars):
-            ids[:, column] = _zipf(rng, rows[field.table], size)
+            ids[:, column] = zipf_ids(rng, rows[field.table], size)
         bags = {
             field.name: BagIds(
-                _zipf(rng, rows[field.table], size * IDS_PER_BAG),
+                zipf_ids(rng, rows[field.table], size * IDS_PER_BAG),
                 np.arange(size + 1) * IDS_PER_BAG,
                 np.ones(size * IDS_PER_BAG, np.float32) if field.weights else None,
             )
@@ -169,7 +169,7 @@ def made_up_batches(schema: FeatureSchema, size: int) -> Iterator[SparseBatch]:
         )
 
 
-def _zipf(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int64]:
+def zipf_ids(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int64]:
     """Ids below `rows` whose chance falls as rank^-1.1."""
     tail = 1.0 - (rows + 1.0) ** (1.0 - ZIPF)
     ranks: NDArray[np.float64] = (1.0 - rng.random(count) * tail) ** (1.0 / (1.0 - ZIPF))

@@ -12,8 +12,9 @@ from dpads import record as files
 from dpads.accounting.ledger import Ledger
 from dpads.evaluation import evaluate_model, no_metrics
 from dpads.private_selection_plan import Prepared
-from dpads.private_selection_worker import FACTS, settings_of
+from dpads.private_selection_worker import FACTS
 from dpads.run import Run, note_evaluation
+from dpads.run_job import settings_of
 from dpads.training import Performance
 
 

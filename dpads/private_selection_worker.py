@@ -30,8 +30,9 @@ from dpads.plan import DpSgdConfig
 from dpads.private_score import WORST, ScoreMechanism
 from dpads.resources import check_memory, estimate_memory
 from dpads.run_data import RunRows, open_run_rows, resolve_plan
+from dpads.run_job import settings_of
 from dpads.store import ExampleStore
-from dpads.training import Performance, Trainer, TrainingSettings
+from dpads.training import Performance, Trainer
 from dpads.training_identity import run_identity
 
 FACTS: Final = "facts.json"
@@ -205,19 +206,6 @@ def train_candidate(task: CandidateTask) -> float:
     files.write_text(slot / FACTS, files.to_json(facts))
     key = np.frombuffer(bytes.fromhex(task.score_key), np.uint32)
     return ScoreMechanism(**task.score).release(trainer.model, rows.aside, config.privacy, key)
-
-
-def settings_of(config: Config) -> TrainingSettings:
-    """The training settings of a configuration."""
-    training = config.training
-    return TrainingSettings(
-        backend=training.backend,
-        table_noise=training.table_noise,
-        table_optimizer=training.table_optimizer,
-        tower_optimizer=training.tower_optimizer,
-        init_seed=training.init_seed,
-        noise_seed=training.noise_seed,
-    )
 
 
 def _config(text: str) -> Config:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.benching_trainer import zipf_ids
 from dpads.schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 SEED: Final = 20230301
 LARGEST_VOCABULARY: Final = 20_000
-ZIPF: Final = 1.1
 MOST_IN_BAG: Final = 5
 ROWS_PER_USER: Final = 8
 SPREAD: Final = 1.5  # of the logits
@@ -72,12 +72,12 @@ def made_up_rows(schema: FeatureSchema, rows: int, *, seed: int = SEED) -> pa.Ta
         columns[numeric.column] = pa.array(values)
     for field in schema.fields:
         if not field.is_bag:
-            ids = _zipf(rng, vocabularies[field.table], rows)
+            ids = zipf_ids(rng, vocabularies[field.table], rows)
             logits += effects[field.table][ids]
             columns[field.name] = _words(ids)
             continue
         ends = np.concatenate([[0], np.cumsum(rng.integers(0, MOST_IN_BAG + 1, rows))])
-        ids = _zipf(rng, vocabularies[field.table], int(ends[-1]))
+        ids = zipf_ids(rng, vocabularies[field.table], int(ends[-1]))
         sums = np.concatenate([[0.0], np.cumsum(effects[field.table][ids])])
         logits += sums[ends[1:]] - sums[ends[:-1]]
         columns[field.name] = pa.LargeListArray.from_arrays(pa.array(ends), _words(ids))
@@ -85,7 +85,7 @@ def made_up_rows(schema: FeatureSchema, rows: int, *, seed: int = SEED) -> pa.Ta
             weights = pa.array(rng.uniform(0.5, 1.5, len(ids)))
             columns[field.weights] = pa.LargeListArray.from_arrays(pa.array(ends), weights)
     if schema.user is not None:
-        columns[schema.user] = pa.array(_zipf(rng, max(1, rows // ROWS_PER_USER), rows))
+        columns[schema.user] = pa.array(zipf_ids(rng, max(1, rows // ROWS_PER_USER), rows))
     if schema.weight is not None:
         columns[schema.weight] = pa.array(rng.uniform(0.5, 1.5, rows))
     exposure = rng.exponential(1.0, rows) + 0.1 if schema.exposure is not None else np.ones(rows)
@@ -113,14 +113,6 @@ def _labels(
 def _effects(rng: np.random.Generator, size: int) -> Vector:
     """Effects of values: one in three has one."""
     return np.where(rng.random(size) < 1.0 / 3.0, rng.normal(size=size), 0.0)
-
-
-def _zipf(rng: np.random.Generator, size: int, count: int) -> NDArray[np.int64]:
-    """Values below `size` whose chance falls as rank^-1.1."""
-    tail = 1.0 - (size + 1.0) ** (1.0 - ZIPF)
-    ranks = (1.0 - rng.random(count) * tail) ** (1.0 / (1.0 - ZIPF))
-    ids: NDArray[np.int64] = np.minimum(ranks.astype(np.int64) - 1, size - 1)
-    return ids
 
 
 def _words(ids: NDArray[np.int64]) -> pa.Array:

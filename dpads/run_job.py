@@ -43,6 +43,19 @@ class RunProgress:
     epsilon_spent: float | None
 
 
+def settings_of(config: Config) -> TrainingSettings:
+    """The training settings of a configuration."""
+    training = config.training
+    return TrainingSettings(
+        backend=training.backend,
+        table_noise=training.table_noise,
+        table_optimizer=training.table_optimizer,
+        tower_optimizer=training.tower_optimizer,
+        init_seed=training.init_seed,
+        noise_seed=training.noise_seed,
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run's ingredients."""
@@ -90,15 +103,7 @@ class Job:
     @property
     def _settings(self) -> TrainingSettings:
         """The settings of the private training."""
-        training = self.config.training
-        return TrainingSettings(
-            backend=training.backend,
-            table_noise=training.table_noise,
-            table_optimizer=training.table_optimizer,
-            tower_optimizer=training.tower_optimizer,
-            init_seed=training.init_seed,
-            noise_seed=training.noise_seed,
-        )
+        return settings_of(self.config)
 
     def _trainer(self, ledger: Ledger, folder: Path | None) -> Trainer:
         """The private trainer, new or from its checkpoint."""

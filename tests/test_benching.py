@@ -51,7 +51,7 @@ def test_made_up_batches_fit_any_schema_and_never_repeat() -> None:
 
 
 def test_ids_follow_zipfs_law() -> None:
-    ids = benching_trainer._zipf(np.random.default_rng(0), 1000, 400_000)
+    ids = benching_trainer.zipf_ids(np.random.default_rng(0), 1000, 400_000)
     counts = np.bincount(ids, minlength=1000)
     assert counts.min() > 0
     assert len(counts) == 1000
