@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from dpads.evaluation import evaluate_model, no_metrics
 from dpads.private_selection_plan import Prepared
 from dpads.private_selection_worker import FACTS
 from dpads.run import Run, note_evaluation
-from dpads.run_job import settings_of
+from dpads.run_job import record_of
 from dpads.training import Performance
 
 
@@ -57,27 +55,15 @@ def selected_run(
         if "evaluation" not in noted:
             note_evaluation(ledger, rows.test_rows)
         metrics = evaluate_model(model, rows.test)
-    human = dataclasses.asdict(config.statement)
-    record = files.RunRecord(
-        created_at=files.now(),
-        plan=json.loads(plan.to_json()),
-        settings=settings_of(config).to_dict(),
-        performance=dataclasses.asdict(performance),
-        model=config.model.to_dict(),
-        schema=config.schema.to_dict(),
-        train_fingerprint=rows.train.fingerprint,
-        test_fingerprint=rows.test.fingerprint
-        if rows.test is not None and rows.test_rows != "train_and_test"
-        else None,
+    record = record_of(
+        config,
+        rows,
+        plan,
+        model,
+        performance,
         executed=facts["executed"],
         replayed=None,  # it would tell whether the selected one was the one that was interrupted
         reference=False,
-        artifacts={
-            files.PARAMETERS: files.sha256(*files.parameters_of(model)),
-            files.MODEL: files.sha256(files.describe_model(model).encode()),
-        },
-        statement={key: value for key, value in human.items() if value is not None},
-        versions=files.versions(),
     )
     return Run(
         model=model,

@@ -16,6 +16,7 @@ from dpads.config import Config
 from dpads.errors import CheckpointError
 from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
 from dpads.models.base import Model
+from dpads.plan import Plan
 from dpads.record import RunRecord
 from dpads.run import Run, note_evaluation
 from dpads.run_data import RunRows, resolve_plan
@@ -53,6 +54,41 @@ def settings_of(config: Config) -> TrainingSettings:
         tower_optimizer=training.tower_optimizer,
         init_seed=training.init_seed,
         noise_seed=training.noise_seed,
+    )
+
+
+def record_of(
+    config: Config,
+    rows: RunRows,
+    plan: Plan,
+    model: Model,
+    performance: Performance,
+    *,
+    executed: int,
+    replayed: int | None,
+    reference: bool,
+) -> RunRecord:
+    """How a run of a configuration came about, now that its model is there."""
+    human = dataclasses.asdict(config.statement)
+    held_out = rows.test is not None and rows.test_rows != "train_and_test"
+    return RunRecord(
+        created_at=files.now(),
+        plan=json.loads(plan.to_json()),
+        settings=settings_of(config).to_dict(),
+        performance=dataclasses.asdict(performance),
+        model=config.model.to_dict(),
+        schema=config.schema.to_dict(),
+        train_fingerprint=rows.train.fingerprint,
+        test_fingerprint=rows.test.fingerprint if rows.test is not None and held_out else None,
+        executed=executed,
+        replayed=replayed,
+        reference=reference,
+        artifacts={
+            files.PARAMETERS: files.sha256(*files.parameters_of(model)),
+            files.MODEL: files.sha256(files.describe_model(model).encode()),
+        },
+        statement={key: value for key, value in human.items() if value is not None},
+        versions=files.versions(),
     )
 
 
@@ -190,29 +226,15 @@ class Job:
 
     def _record(self, trainer: Trainer) -> RunRecord:
         """How the run came about."""
-        human = dataclasses.asdict(self.config.statement)
-        return RunRecord(
-            created_at=files.now(),
-            plan=json.loads(self.rows.plan.to_json()),
-            settings=self._settings.to_dict(),
-            performance=dataclasses.asdict(self.performance),
-            model=self.config.model.to_dict(),
-            schema=self.config.schema.to_dict(),
-            train_fingerprint=self.rows.train.fingerprint,
-            test_fingerprint=(
-                self.rows.test.fingerprint
-                if self.rows.test and self.rows.test_rows != "train_and_test"
-                else None
-            ),
+        return record_of(
+            self.config,
+            self.rows,
+            self.rows.plan,
+            trainer.model,
+            self.performance,
             executed=trainer.executed,
             replayed=trainer.replayed,
             reference=self._wants_reference,
-            artifacts={
-                files.PARAMETERS: files.sha256(*files.parameters_of(trainer.model)),
-                files.MODEL: files.sha256(files.describe_model(trainer.model).encode()),
-            },
-            statement={k: v for k, v in human.items() if v is not None},
-            versions=files.versions(),
         )
 
     def _watch(self, stage: Literal["reference", "training"]) -> Callable[[Progress], None] | None:
