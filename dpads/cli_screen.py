@@ -77,6 +77,16 @@ def whole_number(text: object) -> int:
     return int(number)
 
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number,
+        metavar="N",
+        help="Trials at a time. Default: one for each core that the process may use.",
+    ),
+]
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console on the present standard streams, without colours or boxes where they are files."""
     from rich.console import Console

@@ -14,6 +14,7 @@ import typer
 from dpads.cli_screen import (
     GroupProgress,
     JsonOption,
+    WorkersOption,
     console,
     duration,
     print_json,
@@ -186,14 +187,7 @@ def recipe(
             parser=whole_number, metavar="N", help="Trials with noise, which share the budget."
         ),
     ] = 8,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Trials at a time. Default: one for each core that the process may use.",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     threads: ThreadsOption = None,
     json_: JsonOption = False,
 ) -> None:

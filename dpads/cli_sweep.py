@@ -14,6 +14,7 @@ import typer
 
 from dpads.cli_screen import (
     JsonOption,
+    WorkersOption,
     console,
     duration,
     print_json,
@@ -55,14 +56,7 @@ def sweep(
             help="Of the Ray cluster. Default: the one that Ray finds, or one on this machine.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Trials at a time. Default: one for each core that the process may use.",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
