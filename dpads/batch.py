@@ -47,11 +47,13 @@ class Targets:
         labels: float32[n].
         weights: float32[n], factors inside the loss, or None.
         exposure: float32[n], or None.
+        offset: added to every logit.
     """
 
     labels: NDArray[np.float32]
     weights: NDArray[np.float32] | None
     exposure: NDArray[np.float32] | None
+    offset: float = 0.0
 
     def part(self, first: int, last: int) -> Targets:
         """Those of examples first:last, without a copy."""
@@ -59,6 +61,7 @@ class Targets:
             self.labels[first:last],
             None if self.weights is None else self.weights[first:last],
             None if self.exposure is None else self.exposure[first:last],
+            self.offset,
         )
 
 
@@ -96,11 +99,6 @@ class SparseBatch:
     def num_units(self) -> int:
         """Number of privacy units, U."""
         return self.num_examples if self.unit_offsets is None else len(self.unit_offsets) - 1
-
-    @property
-    def targets(self) -> Targets:
-        """What the losses need beside the logits."""
-        return Targets(self.labels, self.weights, self.exposure)
 
     @classmethod
     def from_arrays(

@@ -144,7 +144,7 @@ class ChunkedClipping:
     ) -> None:
         self._model, self._batch, self._reads = model, batch, reads
         self._l2_clip_norm, self._space = l2_clip_norm, space
-        self._targets = batch.targets
+        self._targets = model.output.targets(batch)
         self._groups = groups
         self.norms = np.empty(batch.num_units, np.float64)
         self._feature_grads = space.take("grads", (batch.num_examples, model.layout.width))

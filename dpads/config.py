@@ -17,6 +17,7 @@ from dpads._validate import nearest
 from dpads.accounting.facts import HumanFacts
 from dpads.errors import ConfigError, InputError, SchemaError
 from dpads.models.base import REGISTRY, Description
+from dpads.models.output import check_class_weight
 from dpads.optimizers import OPTIMIZERS, Adam, Optimizer, Sgd, check_table_optimizer
 from dpads.plan import PrivacySpec
 from dpads.schema import FeatureSchema
@@ -38,6 +39,7 @@ _SCHEMA_TYPES: Mapping[str, Any] = {
     "exposure": str,
     "user": str,
     "columns": _TEXTS,
+    "negatives_kept": float,
 }
 
 
@@ -85,6 +87,9 @@ class TrainingConfig:
         init_seed: of initial parameters, and of the split where data.split_seed is not set; public
             and harmless.
         noise_seed: for tests only: makes noise reproducible and voids the claim.
+        positive_weight: factor of the losses of positive examples, before they are clipped; binary tasks.
+            Predictions take it back.
+        negative_weight: likewise of negative ones.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover.
     """
@@ -97,10 +102,14 @@ class TrainingConfig:
     tower_optimizer: Optimizer = field(default_factory=Adam)
     init_seed: int = 7
     noise_seed: int | None = None
+    positive_weight: float = 1.0
+    negative_weight: float = 1.0
     reference: bool = False
 
     def __post_init__(self) -> None:
         check_table_optimizer(self.table_optimizer)
+        for name in ("positive_weight", "negative_weight"):
+            check_class_weight(name, getattr(self, name))
         if self.expected_batch_size < 1:
             raise ConfigError(f"Expected expected_batch_size >= 1, got {self.expected_batch_size}.")
         if not 0.0 < self.epochs < float("inf"):
@@ -146,6 +155,17 @@ class Config:
     training: TrainingConfig
     reference: ReferenceConfig
     statement: HumanFacts = field(default_factory=HumanFacts)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        if self.schema.task == "count" and (training.positive_weight, training.negative_weight) != (
+            1.0,
+            1.0,
+        ):
+            raise ConfigError(
+                "[training] positive_weight and negative_weight are factors of two classes: counts have "
+                "none. Name a weight column in [schema] instead."
+            )
 
     @property
     def split_seed(self) -> int:
@@ -307,7 +327,7 @@ def _optimizer(default: Optimizer) -> Reader:
     """A reader of { name, learning_rate, ... }; what is left out is as in the default."""
 
     def read(value: Any, path: str) -> Optimizer:
-        if isinstance(value, Sgd | Adam):
+        if isinstance(value, tuple(OPTIMIZERS.values())):
             return value
         table = _typed(dict[str, Any], value, path)
         name = table.pop("name", default.name)

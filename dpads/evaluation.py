@@ -191,8 +191,16 @@ def read_predictions(
 
 
 def evaluate_model(model: Model, data: ExampleStore) -> Metrics:
-    """Exact metrics of a model on the rows of a store, weighted by the schema's weight column."""
+    """Exact metrics of a model on the rows of a store, weighted by the schema's weight column.
+
+    Where negatives were left out of the log, each that stayed also stands for those: the metrics estimate
+    what they would be on the log that it was taken from.
+    """
     predictions, labels, weights = read_predictions(model, data)
+    kept = data.schema.negatives_kept
+    if kept < 1.0:
+        stands_for = np.where(labels > 0, 1.0, 1.0 / kept).astype(np.float32)
+        weights = stands_for if weights is None else weights * stands_for
     return metrics(data.schema.task, labels, predictions, weights=weights)
 
 

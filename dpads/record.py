@@ -183,6 +183,7 @@ def describe_model(model: Model) -> str:
             "format": FORMAT,
             "model": model.description.to_dict(),
             "schema": model.schema.to_dict(),
+            "output": model.output.to_dict(),
             "dpads": dpads.__version__,
         }
     )
@@ -197,6 +198,7 @@ def load_model(folder: Path) -> Model:
     import safetensors
 
     from dpads.models import describe
+    from dpads.models.output import Output
     from dpads.schema import FeatureSchema
 
     facts = read_json(folder / MODEL)
@@ -204,6 +206,7 @@ def load_model(folder: Path) -> Model:
     try:
         model = describe(facts["model"]).init(FeatureSchema.from_dict(facts["schema"]))
         model.load_state(map_tensors(path))
+        model.output = Output.from_dict(facts["output"])
     except FileNotFoundError:
         raise RunError(f"{path}: missing. The folder is no whole run.") from None
     except safetensors.SafetensorError:

@@ -54,6 +54,8 @@ def settings_of(config: Config) -> TrainingSettings:
         tower_optimizer=training.tower_optimizer,
         init_seed=training.init_seed,
         noise_seed=training.noise_seed,
+        positive_weight=training.positive_weight,
+        negative_weight=training.negative_weight,
     )
 
 

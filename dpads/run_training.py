@@ -39,6 +39,8 @@ def train(
     init_seed: int = 7,
     split_seed: int | None = None,
     noise_seed: int | None = None,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
     reference: bool | ReferenceConfig = False,
     statement: Mapping[str, str] | None = None,
     performance: Performance = Performance(),  # noqa: B008 (frozen)
@@ -59,11 +61,14 @@ def train(
         backend: "torch".
         table_noise: "lazy" or "dense": the same law, two costs.
         table_optimizer: how tables move: `Sgd`.
-        tower_optimizer: how the dense part moves: `Sgd` or `Adam`.
+        tower_optimizer: how the dense part moves: `Sgd`, `Adam` or `AdamBC`.
         test: rows to compute metrics on after training, or a fraction of the units to split off.
         init_seed: of initial parameters; public and harmless.
         split_seed: of the split and of the cap on users' rows, likewise; None: init_seed.
         noise_seed: for tests only: makes noise reproducible and voids the claim.
+        positive_weight: factor of the losses of positive examples, before they are clipped; binary tasks.
+            Predictions take it back.
+        negative_weight: likewise of negative ones.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover. A `ReferenceConfig` gives it optimizers of its own.
         statement: facts for the statement that only people know, by name.
@@ -120,6 +125,8 @@ def train(
             tower_optimizer=tower_optimizer,
             init_seed=init_seed,
             noise_seed=noise_seed,
+            positive_weight=positive_weight,
+            negative_weight=negative_weight,
             reference=wanted,
         ),
         reference=own,

@@ -27,6 +27,7 @@ from dpads.schema_columns import (
     as_name,
     as_names,
     as_sequence,
+    as_share,
 )
 
 __all__ = [
@@ -60,6 +61,8 @@ class FeatureSchema:
         exposure: column of positive exposures, for counts.
         user: column that identifies the user.
         columns: the order of columns in delimited files that have no header.
+        negatives_kept: the share of negative examples that was kept when the log was down-sampled, in
+            (0, 1]; binary tasks. Predictions and metrics are about what it was taken from.
 
     Raises:
         SchemaError: a column is used twice, a table names an unknown column, a bucket count is out
@@ -83,6 +86,7 @@ class FeatureSchema:
     exposure: str | None = None
     user: str | None = None
     columns: tuple[str, ...] = ()
+    negatives_kept: float = 1.0
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class FeatureSchema:
         exposure: str | None = None,
         user: str | None = None,
         columns: Iterable[str] = (),
+        negatives_kept: float = 1.0,
     ) -> None:
         shared = as_mapping(tables or {}, "tables")
         values: dict[str, Any] = {
@@ -116,6 +121,7 @@ class FeatureSchema:
             "exposure": None if exposure is None else as_name(exposure, "exposure"),
             "user": None if user is None else as_name(user, "user"),
             "columns": as_names(columns, "columns"),
+            "negatives_kept": as_share(negatives_kept, "negatives_kept"),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -126,6 +132,11 @@ class FeatureSchema:
             raise SchemaError(
                 f'Expected task "ctr", "cvr" or "count", got "{self.task}".'
                 + nearest(str(self.task), get_args(Task))
+            )
+        if self.task == "count" and self.negatives_kept != 1.0:
+            raise SchemaError(
+                "negatives_kept is about binary tasks: counts have no negatives. Leave it out, and give "
+                "rows that stand for several a weight."
             )
         used: dict[str, str] = {}
         for role, names in self._roles():
@@ -250,6 +261,8 @@ class FeatureSchema:
             "exposure": self.exposure,
             "user": self.user,
             "columns": list(self.columns),
+            # stores and ledgers written before it existed keep their fingerprints
+            **({} if self.negatives_kept == 1.0 else {"negatives_kept": self.negatives_kept}),
         }
 
     @classmethod

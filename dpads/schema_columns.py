@@ -128,6 +128,16 @@ def as_names(value: Any, key: str) -> tuple[str, ...]:
     return tuple(as_name(name, key) for name in as_sequence(value, key))
 
 
+def as_share(value: Any, key: str) -> float:
+    """A number in (0, 1]."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) and 0.0 < value <= 1.0):
+        raise SchemaError(
+            f"{key} of [schema]: expected a number in (0, 1], got {value!r}. 0.1 says that one in ten "
+            "was kept."
+        )
+    return float(value)
+
+
 def as_buckets(value: Any) -> int | dict[str, int]:
     """Rows per table: one number, or one per table or column."""
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -126,6 +127,11 @@ class Trainer:
             backend=settings.backend,
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
+        self.model.output = dataclasses.replace(
+            self.model.output,
+            positive_weight=settings.positive_weight,
+            negative_weight=settings.negative_weight,
+        )
         self._batches = BatchSource(
             units_of(store, plan.privacy),
             self.model,
@@ -134,7 +140,10 @@ class Trainer:
             performance.physical_batch_size,
         )
         self._tower = TowerOptimizer(
-            self.model.tower, settings.tower_optimizer, iterations=mechanism.iterations
+            self.model.tower,
+            settings.tower_optimizer,
+            iterations=mechanism.iterations,
+            noise_scale=noise_stddev / divisor,
         )
         update = TableUpdate(
             check_table_optimizer(settings.table_optimizer),

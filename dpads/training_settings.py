@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dpads.errors import ConfigError
 from dpads.kernels.workers import available_cores
+from dpads.models.output import check_class_weight
 from dpads.optimizers import (
     Adam,
     Optimizer,
@@ -57,9 +58,11 @@ class TrainingSettings:
         backend: "torch".
         table_noise: "lazy" or "dense"; the law is the same.
         table_optimizer: `Sgd`.
-        tower_optimizer: `Sgd` or `Adam`.
+        tower_optimizer: `Sgd`, `Adam` or `AdamBC`.
         init_seed: of initial parameters and splits; public and harmless.
         noise_seed: for tests only; recorded, and voids the claim.
+        positive_weight: factor of the losses of positive examples.
+        negative_weight: factor of the losses of negative examples.
     """
 
     backend: str = "torch"
@@ -68,10 +71,14 @@ class TrainingSettings:
     tower_optimizer: Optimizer = field(default_factory=Adam)
     init_seed: int = 0
     noise_seed: int | None = None
+    positive_weight: float = 1.0
+    negative_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_table_noise(self.table_noise)
         check_table_optimizer(self.table_optimizer)
+        for name in ("positive_weight", "negative_weight"):
+            check_class_weight(name, getattr(self, name))
         for name in ("init_seed", "noise_seed"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 0):
@@ -86,6 +93,8 @@ class TrainingSettings:
             "tower_optimizer": optimizer_to_dict(self.tower_optimizer),
             "init_seed": self.init_seed,
             "noise_seed": self.noise_seed,
+            "positive_weight": self.positive_weight,
+            "negative_weight": self.negative_weight,
         }
 
 

@@ -31,19 +31,21 @@ class Losses(NamedTuple):
         labels: float32[n].
         weights: float32[n], or empty for none.
         exposure: float32[n], or empty for none.
+        offset: added to every logit.
     """
 
     counts: bool
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     exposure: NDArray[np.float32]
+    offset: float
 
 
 @njit(cache=True, nogil=True)
 def loss_gradients(losses: Losses, logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Derivatives of the examples' losses by their logits, float32[n]."""
     for i in range(len(logits)):
-        logit = np.float64(logits[i])
+        logit = np.float64(logits[i]) + losses.offset
         if losses.counts:
             if len(losses.exposure) > 0:
                 logit += np.log(np.float64(losses.exposure[i]))

@@ -19,6 +19,7 @@ from dpads.kernels.keys import derive_key
 from dpads.kernels.lookup import Places
 from dpads.models.gradients import ChunkGradients
 from dpads.models.layout import Layout, TableGroup, check_ids
+from dpads.models.output import Output
 from dpads.schema import FeatureSchema
 
 REGISTRY: dict[str, type[Description]] = {}
@@ -163,6 +164,7 @@ class Model:
         layout: tables and feature columns.
         tower: the dense part.
         arrays: {group: float32[rows, dim]}, the tables of each group in one array.
+        output: what becomes of the tower's logits.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class Model:
         self.layout = layout
         self.tower = tower
         self.arrays = dict(arrays)
+        self.output = Output(negatives_kept=schema.negatives_kept)
 
     @property
     def tables(self) -> dict[str, NDArray[np.float32]]:
@@ -226,23 +229,17 @@ class Model:
         """Per-example losses, weights included, computed in float64.
 
         Binary tasks: logistic loss. Counts: the negative Poisson log-likelihood m - y log m with
-        m = exposure * exp(logit), its term log y! left out.
+        m = exposure * exp(logit), its term log y! left out. Weights of rows and of classes are factors.
 
         Returns:
             float64[B]. A unit's loss is the sum over its rows.
         """
-        return self.tower.losses(self.features(batch, np.float64), batch.targets)
+        return self.tower.losses(self.features(batch, np.float64), self.output.targets(batch))
 
     def predict(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Predicted probabilities, or expected counts (exposure included), float32[B]."""
         logits = self.tower.logits(self.features(batch)).astype(np.float64)
-        if self.schema.task == "count":
-            exposure = 1.0 if batch.exposure is None else batch.exposure.astype(np.float64)
-            largest = float(np.finfo(np.float32).max)
-            return np.minimum(exposure * np.exp(np.minimum(logits, 80.0)), largest).astype(
-                np.float32
-            )
-        return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+        return self.output.predict(self.schema.task, logits, batch.exposure)
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Copies of all parameters: "tables.<name>" and "dense.<name>"."""

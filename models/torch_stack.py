@@ -116,6 +116,7 @@ def losses_of(targets: Targets, *, counts: bool) -> feedforward.Losses:
         targets.labels,
         _NOTHING if targets.weights is None else targets.weights,
         _NOTHING if targets.exposure is None else targets.exposure,
+        targets.offset,
     )
 
 

@@ -100,6 +100,7 @@ class TorchTower(Tower):
 def example_losses(task: Task, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     """Per-example losses in the precision of the logits: logistic, or Poisson without log y!."""
     labels = torch.from_numpy(targets.labels).to(logits.dtype)
+    logits = logits + targets.offset
     if task == "count":
         log_mean = logits
         if targets.exposure is not None:
