@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         StoreError,
         VerificationError,
     )
-    from dpads.optimizers import Adam, Sgd
+    from dpads.optimizers import Adam, AdamBC, Sgd
     from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate
     from dpads.plan_rows import plan_table
     from dpads.preparing import prepare
@@ -56,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adam",
+    "AdamBC",
     "Bag",
     "BudgetError",
     "CheckpointError",
@@ -103,6 +104,7 @@ _SUBMODULES = frozenset({"accounting", "errors", "models", "synthetic"})
 
 _MODULE_OF = {
     "Adam": "optimizers",
+    "AdamBC": "optimizers",
     "Bag": "schema",
     "BudgetError": "errors",
     "CheckpointError": "errors",

@@ -18,7 +18,7 @@ from dpads.accounting.facts import HumanFacts
 from dpads.errors import ConfigError, InputError, SchemaError
 from dpads.models.base import REGISTRY, Description
 from dpads.models.output import check_class_weight
-from dpads.optimizers import OPTIMIZERS, Adam, Optimizer, Sgd, check_table_optimizer
+from dpads.optimizers import OPTIMIZERS, Adam, AdamBC, Optimizer, Sgd, check_table_optimizer
 from dpads.plan import PrivacySpec
 from dpads.schema import FeatureSchema
 
@@ -327,7 +327,7 @@ def _optimizer(default: Optimizer) -> Reader:
     """A reader of { name, learning_rate, ... }; what is left out is as in the default."""
 
     def read(value: Any, path: str) -> Optimizer:
-        if isinstance(value, tuple(OPTIMIZERS.values())):
+        if isinstance(value, Sgd | Adam | AdamBC):
             return value
         table = _typed(dict[str, Any], value, path)
         name = table.pop("name", default.name)

@@ -60,15 +60,61 @@ class Adam:
 
     def __post_init__(self) -> None:
         _check(self)
-        for key in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                raise ConfigError(f"Expected {key} in [0, 1), got {getattr(self, key)}.")
+        _check_betas(self)
         if not (self.stability > 0.0 and math.isfinite(self.stability)):
             raise ConfigError(f"Expected a positive stability constant, got {self.stability}.")
 
 
-Optimizer: TypeAlias = Sgd | Adam
-OPTIMIZERS: dict[str, type[Sgd] | type[Adam]] = {"sgd": Sgd, "adam": Adam}
+@dataclass(frozen=True, kw_only=True)
+class AdamBC:
+    """DP-AdamBC: Adam without what the noise adds to the second moment, for the tower.
+
+    The square of a noisy gradient is, in expectation, that of the true one plus the variance of the noise,
+    (noise_multiplier * l2_clip_norm / expected_batch_size)^2 in every coordinate. That is a public number,
+    and is subtracted, with Adam's moments m and v (corrected for their start at zero):
+
+        theta <- (1 - eta_t * weight_decay) * theta - eta_t * m / sqrt(max(v - variance, floor))
+
+    Without noise it is Adam, with a floor in place of its stability constant.
+
+    Attributes:
+        learning_rate: eta_0, positive.
+        schedule: "constant", "linear" or "cosine".
+        weight_decay: decoupled, >= 0.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        floor: the smallest corrected second moment, positive (gamma' of the paper): of squares of averaged
+            gradients, so that it has to fall with the square of the batch size.
+
+    References:
+        Tang, Shpilevskiy and Lecuyer 2023, arXiv 2312.14334 v1, algorithm 1.
+    """
+
+    name: ClassVar[str] = "adambc"
+    learning_rate: float = 1e-3
+    schedule: ScheduleName = "constant"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    floor: float = 5e-8
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check_betas(self)
+        floor: Any = self.floor
+        if not (isinstance(floor, int | float) and floor > 0.0 and math.isfinite(floor)):
+            raise ConfigError(
+                f"Expected a positive floor, got {floor!r}. It is the smallest second moment that a step is "
+                "divided by the root of, such as 5e-8."
+            )
+
+
+Optimizer: TypeAlias = Sgd | Adam | AdamBC
+OPTIMIZERS: dict[str, type[Sgd] | type[Adam] | type[AdamBC]] = {
+    "sgd": Sgd,
+    "adam": Adam,
+    "adambc": AdamBC,
+}
 
 
 def optimizer_from_dict(table: Mapping[str, Any]) -> Optimizer:
@@ -108,8 +154,15 @@ def check_table_optimizer(optimizer: Optimizer) -> Sgd:
     )
 
 
+def _check_betas(optimizer: Adam | AdamBC) -> None:
+    """Checks how fast the moments forget."""
+    for key in ("beta1", "beta2"):
+        if not 0.0 <= getattr(optimizer, key) < 1.0:
+            raise ConfigError(f"Expected {key} in [0, 1), got {getattr(optimizer, key)}.")
+
+
 def _check(optimizer: Optimizer) -> None:
-    """Checks what both optimizers share."""
+    """Checks what all optimizers share."""
     rate: Any = optimizer.learning_rate  # what TOML or a caller gave, of whatever type
     decay: Any = optimizer.weight_decay
     if not (isinstance(rate, int | float) and rate > 0.0 and math.isfinite(rate)):
