@@ -127,11 +127,20 @@ class Job:
 
     def _declare_upstream(self, ledger: Ledger) -> None:
         """Puts on the ledger what happened to the rows before, as the configuration says it."""
-        declared = self.config.statement.upstream
-        if declared is not None and not any(e.kind == "upstream" for e in ledger.entries):
-            ledger.append(
-                kind="upstream", description=declared, rows="train", treatment="not_covered"
+        if any(entry.kind == "upstream" for entry in ledger.entries):
+            return
+        kept = self.config.schema.negatives_kept
+        sampled = None
+        if kept < 1.0:
+            sampled = (
+                f"Negatives were left out before: a share of {kept:g} of them was kept, as the schema "
+                "declares. Predictions are corrected for it; the guarantee is about the rows that stayed."
             )
+        for declared in (self.config.statement.upstream, sampled):
+            if declared is not None:
+                ledger.append(
+                    kind="upstream", description=declared, rows="train", treatment="not_covered"
+                )
 
     @property
     def _wants_reference(self) -> bool:
