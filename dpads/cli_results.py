@@ -74,17 +74,20 @@ def predict(
     out: Annotated[Path, typer.Option(help="Parquet file to write, which must not exist.")],
 ) -> None:
     """Write predictions, one per row of the input and in its order; no label is needed."""
+    from dpads.predicting import predict_logs
     from dpads.record import new_file
     from dpads.run import Run
-    from dpads.run_data import opened, write_predictions
+    from dpads.run_data import write_predictions
+    from dpads.store import ExampleStore
 
     new_file(out, suffix=".parquet")
     loaded = Run.load(run)
-    rows = opened(data, loaded.model.schema, labelled=False)
-    with console(stderr=True).status("predicting"), rows as store:
-        predictions = loaded.predict(store)
-    write_predictions(out, predictions)
-    typer.echo(f"{out}: {len(predictions):,} predictions")
+    with console(stderr=True).status("predicting"):
+        if len(data) == 1 and Path(data[0]).is_dir():
+            count = write_predictions(out, [loaded.predict(ExampleStore.open(data[0]))])
+        else:
+            count = write_predictions(out, predict_logs(loaded.model, data))
+    typer.echo(f"{out}: {count:,} predictions")
 
 
 def statement(

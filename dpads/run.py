@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,13 @@ from dpads.errors import ConfigError
 from dpads.evaluation import Metrics, evaluate_model, read_predictions
 from dpads.models.base import Model
 from dpads.plan import Plan
+from dpads.predicting import predict_frame
 from dpads.record import RunRecord
 from dpads.store import ExampleStore
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from dpads.accounting.statement import GuaranteeStatement
 
 
@@ -63,19 +66,41 @@ class Run:
         """What it is, without a number from private rows."""
         return f"Run({self.model.description!r}, path={self.path and str(self.path)!r})"
 
-    def predict(self, data: ExampleStore) -> NDArray[np.float32]:
+    @overload
+    def predict(self, data: ExampleStore) -> NDArray[np.float32]: ...
+
+    @overload
+    def predict(self, data: pl.DataFrame) -> pl.DataFrame: ...
+
+    @overload
+    def predict(self, data: pl.LazyFrame) -> pl.LazyFrame: ...
+
+    @overload
+    def predict(self, data: Any) -> Any: ...
+
+    def predict(self, data: Any) -> Any:
         """Predicted probabilities, or expected counts (exposure included), in input order.
 
         Args:
-            data: a store of the run's schema; one prepared with labelled=False will do.
+            data: a store of the run's schema; or an Arrow table, record batch or record batch reader, or
+                a polars frame or lazy frame, with the schema's columns. No label is needed: a store
+                prepared with labelled=False will do, and frames need no weight and no user either.
 
         Returns:
-            float32[n], one per row of the log, in the log's order.
+            Of a store, float32[n], one per row of the log, in the log's order. Of anything else the same
+            kind with a column `prediction` appended; readers and lazy frames compute when they are read.
 
         Raises:
             StoreError: the store has another schema.
+            ConfigError: the data are of another kind.
+            DataError: a column is missing, or a value is outside the schema.
+
+        Guarantees:
+            - The rows of a frame are encoded as `prepare` encodes them.
+            - Memory does not grow with what a reader or a lazy frame streams.
         """
-        expect_store("data", data)
+        if not isinstance(data, ExampleStore):
+            return predict_frame(self.model, data)
         data.check_schema(self.model.schema)
         predictions, _, _ = read_predictions(self.model, data)
         # A split's input rows have gaps: what counts is their order.

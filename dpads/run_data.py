@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from dpads.config import Config
 from dpads.errors import DataError
 from dpads.plan import Plan, PrivacySpec, resolve
+from dpads.predicting import COLUMN
 from dpads.preparing import prepare
 from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
-
-COLUMN = "prediction"
 
 
 def open_rows(
@@ -158,14 +157,23 @@ def opened(
         shutil.rmtree(folder)
 
 
-def write_predictions(path: Path, predictions: NDArray[np.float32]) -> None:
-    """Writes one column of a Parquet file, aside first and renamed when whole."""
+def write_predictions(path: Path, predictions: Iterable[NDArray[np.float32]]) -> int:
+    """Writes one column of a Parquet file, aside first and renamed when whole.
+
+    Returns:
+        How many predictions there were.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     aside = path.with_name(f".{path.name}.partial")
+    schema, count = pa.schema([pa.field(COLUMN, pa.float32())]), 0
     try:
-        pq.write_table(pa.table({COLUMN: pa.array(predictions)}), aside)
+        with pq.ParquetWriter(aside, schema) as writer:
+            for part in predictions:
+                writer.write_table(pa.table({COLUMN: pa.array(part)}, schema=schema))
+                count += len(part)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    return count
