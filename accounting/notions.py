@@ -163,11 +163,11 @@ def gdp_fit(event: EventTree, relation: Relation) -> GdpFit | None:
     deltas = np.asarray(deltas_of(event, tuple(epsilons.tolist()), relation))
     if not np.all((deltas > 0.0) & (deltas < 1.0)):
         return None
-    needed = _mu_of(epsilons, deltas)
+    needed = mu_of(epsilons, deltas)
     if np.max(needed) > np.min(needed) * (1.0 + GDP_TOLERANCE):
         return None
     # Up to the next epsilon the profile is at most this delta, and the Gaussian's at least that one.
-    mu = float(np.max(_mu_of(epsilons[1:], deltas[:-1]))) * _ROUNDING
+    mu = float(np.max(mu_of(epsilons[1:], deltas[:-1]))) * _ROUNDING
     from scipy.special import ndtr
 
     return GdpFit(mu, float(ndtr(-furthest / mu - mu / 2.0)) * _ROUNDING)
@@ -258,7 +258,7 @@ def _squared_mu(event: EventTree, relation: Relation) -> float | None:
     return math.fsum(squares) if squares else None
 
 
-def _mu_of(epsilons: np.ndarray[Any, Any], deltas: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def mu_of(epsilons: np.ndarray[Any, Any], deltas: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """For each pair the smallest mu whose Gaussian has this delta at this epsilon, by bisection."""
     import numpy as np
 

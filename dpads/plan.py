@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, partial
 from typing import Any, Literal
 
-from dpads._validate import nearest
 from dpads.accounting import calibration, events
 from dpads.accounting.accountant import (
     PrivacyLoss,
@@ -33,19 +31,28 @@ from dpads.accounting.mechanism import (
     number,
     whole_number,
 )
+from dpads.accounting.releases import (
+    Release,
+    Wanted,
+    composed_with,
+    in_order,
+    mu_of,
+    with_noise,
+)
 from dpads.accounting.schemes import smallest_cap
-from dpads.errors import BudgetError, ConfigError
+from dpads.errors import ConfigError
+from dpads.plan_noise import beside, calibrate, calibrated
 
 __all__ = [
     "DpSgdConfig",
     "Plan",
     "PrivacySpec",
     "Relation",
+    "Release",
+    "Wanted",
     "calibrate",
     "resolve",
 ]
-
-SOLVE_FOR = ("noise_multiplier", "iterations", "expected_batch_size")
 
 DatasetSizeStatus = Literal["public", "asserted_public", "private"]
 
@@ -62,6 +69,10 @@ class Plan:
         dataset_size: The number of units that the plan was resolved with; None where none entered.
         dataset_size_status: "public" when configured, "asserted_public" when it is the store's own
             count, "private" when no count entered the plan.
+        releases: Noisy sums beside training, each with the noise of its share of the budget, in the
+            order in which they are made.
+        carried: What the runs have spent whose model this one starts from; None where it starts
+            anew.
 
     Guarantees:
         - Nothing in it depends on the data when the privacy spec holds dataset_size, or
@@ -74,8 +85,14 @@ class Plan:
     relation: Relation
     dataset_size: int | None
     dataset_size_status: DatasetSizeStatus
+    releases: tuple[Release, ...] = ()
+    carried: events.EventTree | None = None
 
     def __post_init__(self) -> None:
+        if in_order(self.releases) != self.releases:
+            raise ConfigError("Expected releases in the order in which they are made, got another.")
+        if self.releases and not self.is_private:
+            raise ConfigError("Expected no releases beside training without noise, got some.")
         scheme = self.mechanism.scheme
         if self.relation not in scheme.relations:
             raise ConfigError(
@@ -90,12 +107,20 @@ class Plan:
             )
 
     def event(self) -> events.EventTree:
-        """The event of the preregistered maximum of iterations."""
-        return self.mechanism.event()
+        """Everything: what is carried on, the releases, and the preregistered maximum of iterations."""
+        return self.event_of(self.mechanism.iterations)
+
+    def event_of(self, iterations: int) -> events.EventTree:
+        """Everything, with so many iterations of training; what is reserved for afterwards included."""
+        return composed_with(self.releases, self.mechanism.event(iterations), self.carried)
+
+    def release(self, kind: str) -> Release | None:
+        """The release of a kind; None where there is none."""
+        return next((release for release in self.releases if release.kind == kind), None)
 
     @property
     def loss(self) -> PrivacyLoss:
-        """What the preregistered maximum of iterations costs."""
+        """What everything costs, with the preregistered maximum of iterations."""
         return epsilon_of(self.event(), self.delta, self.relation)
 
     @property
@@ -115,26 +140,35 @@ class Plan:
         if budget is None or self.loss.epsilon <= budget:
             return most
         return calibration.largest_count(
-            self.mechanism.event, budget, self.delta, self.relation, at_most=most
+            self.event_of, budget, self.delta, self.relation, at_most=most
         )
 
     def epsilon_spent(self, iterations_done: int) -> float:
         """An upper bound of the epsilon spent so far, cheap enough for a progress bar.
 
         It is the exact figure of the next of sixteen counts, each computed when it is first
-        reached; the last is the figure of the whole plan.
+        reached; the last is the figure of the whole plan. What is reserved for after training counts
+        from the first iteration on.
         """
         if iterations_done <= 0:
-            return 0.0
+            begun = composed_with(self.releases, dict(events.NO_OP), self.carried, finished=False)
+            if begun == events.NO_OP:
+                return 0.0
+            return epsilon_of(begun, self.delta, self.relation).epsilon
         most = self.mechanism.iterations
         # Epsilon grows about as the square root, so counts at squares are evenly spaced in it.
         part = math.ceil(_PROGRESS_POINTS * math.sqrt(min(1.0, iterations_done / most)))
         count = min(most, math.ceil(most * (part / _PROGRESS_POINTS) ** 2))
         count = min(most, max(count, iterations_done))
-        return epsilon_of(self.mechanism.event(count), self.delta, self.relation).epsilon
+        return epsilon_of(self.event_of(count), self.delta, self.relation).epsilon
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same for the same plan on every machine."""
+        further: dict[str, Any] = {}
+        if self.releases:
+            further["releases"] = [release.to_dict() for release in self.releases]
+        if self.carried is not None:
+            further["carried"] = self.carried
         return {
             "privacy": self.privacy.to_dict(),
             "mechanism": self.mechanism.to_dict(),
@@ -143,6 +177,7 @@ class Plan:
             "dataset_size": self.dataset_size,
             "dataset_size_status": self.dataset_size_status,
             "sensitivity_slack": events.SENSITIVITY_SLACK,
+            **further,
         }
 
     def to_json(self) -> bytes:
@@ -166,6 +201,8 @@ class Plan:
             relation=Relation(values["relation"]),
             dataset_size=values["dataset_size"],
             dataset_size_status=values["dataset_size_status"],
+            releases=tuple(Release.from_dict(item) for item in values.get("releases", ())),
+            carried=values.get("carried"),
         )
 
 
@@ -176,6 +213,8 @@ def resolve(
     epochs: float | None,
     l2_clip_norm: float = 1.0,
     store_units: int | None = None,
+    wanted: Sequence[Wanted] = (),
+    carried: events.EventTree | None = None,
 ) -> Plan:
     """The plan of a configuration.
 
@@ -186,6 +225,8 @@ def resolve(
         l2_clip_norm: Largest norm of one unit's gradient.
         store_units: The store's own count of units; looked at only where no public number is
             configured.
+        wanted: Releases beside training; without noise there are none.
+        carried: What the runs have spent whose model this one starts from.
 
     Raises:
         ConfigError: A value out of range, a batch larger than the number of units, or no number
@@ -194,6 +235,8 @@ def resolve(
 
     Guarantees:
         - Sampler, relation and event agree, or there is no plan.
+        - The releases' shares are taken off before training's noise is computed, and everything
+          together meets privacy.epsilon.
         - store_units changes nothing when privacy.dataset_size is given, or when
           privacy.sampling_prob, privacy.iterations and privacy.delta are.
     """
@@ -236,9 +279,15 @@ def resolve(
     relation = Relation.ADD_OR_REMOVE_ONE
     if status == "asserted_public" or privacy.sampler != "poisson":
         relation = Relation.ZERO_OUT
-    noise = privacy.noise_multiplier
+    noise, asked = privacy.noise_multiplier, in_order(wanted)
+    releases: tuple[Release, ...] = ()
     if noise is None:
-        noise = _calibrated(mechanism, privacy.epsilon or 0.0, delta, relation)
+        budget = privacy.epsilon or 0.0
+        releases = tuple(with_noise(item, mu_of(budget, delta)) for item in asked)
+        noise = calibrated(mechanism, budget, delta, relation, releases, carried)
+    elif noise > 0.0 and asked:
+        noisy = dataclasses.replace(mechanism, noise_multiplier=noise)
+        releases = beside(noisy, delta, relation, asked)
     mechanism = dataclasses.replace(mechanism, l2_clip_norm=l2_clip_norm, noise_multiplier=noise)
     return Plan(
         privacy=privacy,
@@ -247,71 +296,9 @@ def resolve(
         relation=relation,
         dataset_size=units,
         dataset_size_status=status,
+        releases=releases,
+        carried=carried,
     )
-
-
-def calibrate(
-    config: DpSgdConfig,
-    *,
-    epsilon: float,
-    delta: float,
-    relation: Relation | str = Relation.ADD_OR_REMOVE_ONE,
-    solve_for: str = "noise_multiplier",
-) -> DpSgdConfig:
-    """A new mechanism that meets a budget from below, one number changed.
-
-    Args:
-        config: The mechanism to start from.
-        epsilon: The budget, > 0.
-        delta: The delta of the budget, in (0, 1).
-        relation: "add_or_remove_one", "zero_out" or "replace_one".
-        solve_for: "noise_multiplier" (the smallest that fits), "iterations" or
-            "expected_batch_size" (the largest that fits; sampling_prob moves with it, the number
-            of units and the iterations stay).
-
-    Raises:
-        ConfigError: A value out of range.
-        BudgetError: The budget is too small for one iteration, or for a batch of one unit.
-
-    Examples:
-        >>> config = DpSgdConfig(l2_clip_norm=1.0, noise_multiplier=1.0, sampling_prob=0.01,
-        ...                      iterations=1000, expected_batch_size=100)
-        >>> round(calibrate(config, epsilon=3.0, delta=1e-6).noise_multiplier, 2)
-        0.87
-    """
-    epsilon, delta = calibration.check_epsilon(epsilon), check_delta(delta)
-    relation = _relation(relation)
-    if solve_for not in SOLVE_FOR:
-        raise ConfigError(
-            f"Expected solve_for to be one of {', '.join(SOLVE_FOR)}, got {solve_for!r}."
-            + nearest(str(solve_for), SOLVE_FOR)
-        )
-    if solve_for == "noise_multiplier":
-        noise = _calibrated(config, epsilon, delta, relation)
-        return dataclasses.replace(config, noise_multiplier=noise)
-    if config.noise_multiplier == 0.0:
-        raise BudgetError(
-            f"noise_multiplier = 0 protects nothing: no number of {solve_for} meets "
-            f"epsilon={epsilon:g}. Solve for noise_multiplier instead."
-        )
-    if solve_for == "iterations":
-        count = calibration.largest_count(config.event, epsilon, delta, relation)
-        if count == 0:
-            raise _too_small_for_one_iteration(epsilon, delta)
-        return dataclasses.replace(config, iterations=count)
-    units = config.expected_batch_size / config.sampling_prob
-    most = max(1, math.floor(units))
-    resized = partial(_resized, config, units)
-    size = calibration.largest_count(
-        lambda n: resized(n).event(), epsilon, delta, relation, at_most=most
-    )
-    if size == 0:
-        raise BudgetError(
-            f"The budget epsilon={epsilon:g} at delta={delta:g} is too small for a batch of one "
-            f"unit at noise multiplier {config.noise_multiplier:g} and {config.iterations} "
-            "iterations. Raise epsilon or the noise multiplier, or train for fewer iterations."
-        )
-    return resized(size)
 
 
 _PROGRESS_POINTS = 16
@@ -339,48 +326,3 @@ def _schedule(
             "expected_batch_size."
         )
     return size / units, iterations
-
-
-@lru_cache(maxsize=256)  # trials of a sweep that differ in their seeds share one search
-def _calibrated(config: DpSgdConfig, epsilon: float, delta: float, relation: Relation) -> float:
-    """The smallest noise multiplier with which the mechanism meets the budget."""
-    scheme = config.scheme
-    try:
-        return calibration.smallest_noise_multiplier(
-            lambda noise: scheme.event(noise, config.iterations), epsilon, delta, relation
-        )
-    except BudgetError:
-        one = scheme.event(calibration.LARGEST_NOISE_MULTIPLIER, 1)
-        if epsilon_of(one, delta, relation).epsilon > epsilon:
-            raise _too_small_for_one_iteration(epsilon, delta) from None
-        raise
-
-
-def _too_small_for_one_iteration(epsilon: float, delta: float) -> BudgetError:
-    """The budget cannot be met at all."""
-    return BudgetError(
-        f"The budget epsilon={epsilon:g} at delta={delta:g} is too small for one iteration. "
-        "Raise epsilon or delta, or use a smaller batch."
-    )
-
-
-def _resized(config: DpSgdConfig, units: float, size: int) -> DpSgdConfig:
-    """The mechanism with another batch size on the same number of units."""
-    prob = min(1.0, size / units)
-    cap = config.max_batch_size
-    if cap is not None:
-        cap = smallest_cap(config.units or 0, prob)
-    return dataclasses.replace(
-        config, expected_batch_size=size, sampling_prob=prob, max_batch_size=cap
-    )
-
-
-def _relation(value: Relation | str) -> Relation:
-    """A relation from its name."""
-    known = [str(r) for r in Relation]
-    if value not in known:
-        raise ConfigError(
-            f"Expected relation to be one of {', '.join(known)}, got {value!r}."
-            + nearest(str(value), known)
-        )
-    return Relation(value)
