@@ -145,6 +145,7 @@ class ChunkedClipping:
         self._model, self._batch, self._reads = model, batch, reads
         self._l2_clip_norm, self._space = l2_clip_norm, space
         self._targets = model.output.targets(batch)
+        self._numbers = model.layout.numbers(batch)
         self._groups = groups
         self.norms = np.empty(batch.num_units, np.float64)
         self._feature_grads = space.take("grads", (batch.num_examples, model.layout.width))
@@ -230,7 +231,7 @@ class ChunkedClipping:
         if unit_offsets is not None:
             first, last = int(unit_offsets[first_unit]), int(unit_offsets[last_unit])
         features = self._space.take(f"{lane}.features", (last - first, layout.width))
-        start_features(self._batch.dense[first:last], layout.embedded, features)
+        start_features(self._numbers[first:last], layout.embedded, features)
         for group in layout.groups:
             pool(self._model.arrays[group.name], self._reads[group.name].places, first, features)
         grads = self._feature_grads[first:last]

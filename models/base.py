@@ -28,7 +28,13 @@ ROWS_AT_A_TIME = 1 << 20
 
 
 class Tower(ABC):
-    """A backend's dense part: parameters and per-example losses over the feature matrix."""
+    """A backend's dense part: parameters and per-example losses over the feature matrix.
+
+    Attributes:
+        examples_at_a_time: that `gradients` should get, for the sake of memory.
+    """
+
+    examples_at_a_time: int = 1024
 
     @property
     @abstractmethod
@@ -222,7 +228,7 @@ class Model:
         for group in self.layout.groups:
             array, places = self.arrays[group.name], group.places(batch)
             over(len(matrix), POOLED_AT_A_TIME, partial(_pool, pool, array, places, matrix))
-        matrix[:, self.layout.embedded :] = batch.dense
+        matrix[:, self.layout.embedded :] = self.layout.numbers(batch)
         return matrix
 
     def losses(self, batch: SparseBatch) -> NDArray[np.float64]:

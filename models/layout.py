@@ -134,6 +134,10 @@ class Layout:
         """Columns of the feature matrix."""
         return self.embedded + self.num_numeric
 
+    def numbers(self, batch: SparseBatch) -> NDArray[np.float32]:
+        """What fills the columns after the embedded ones, float32[B, width - embedded]."""
+        return batch.dense
+
 
 def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, int]]]) -> Layout:
     """Lays out tables.
