@@ -60,6 +60,7 @@ class BatchSource:
 
     Attributes:
         sampler: what draws, and owns the event.
+        selected: {group: bool[rows]}, of the groups of which only some rows are trained.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class BatchSource:
         self._units, self._model = units, model
         self.sampler, self._grouping = sampler, grouping
         self._most_examples = most_examples
+        self.selected: dict[str, NDArray[np.bool_]] = {}
         self._ahead: Drawn | None = None
 
     def prepare(self, iteration: int) -> None:
@@ -118,4 +120,4 @@ class BatchSource:
         """The examples of the units of some groups."""
         batch = self._units.read(units[groups[0] : groups[-1]])
         bounds = groups - groups[0] if self._units.offsets is None else None
-        return Piece(batch, batch_reads(self._model, batch), bounds)
+        return Piece(batch, batch_reads(self._model, batch, self.selected), bounds)

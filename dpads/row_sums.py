@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
 from dpads.kernels import clip, moves
-from dpads.kernels.lookup import Places
+from dpads.kernels.lookup import Places, keep_selected
 from dpads.kernels.merge import Runs, SortedPlaces, merge_runs
 from dpads.kernels.moves import Move
 from dpads.models.base import Model
@@ -24,11 +26,24 @@ class Reads:
     runs: Runs
 
 
-def batch_reads(model: Model, batch: SparseBatch) -> dict[str, Reads]:
-    """For every group of tables, where the batch reads it."""
+def batch_reads(
+    model: Model,
+    batch: SparseBatch,
+    selected: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
+) -> dict[str, Reads]:
+    """For every group of tables, where the batch reads it.
+
+    Args:
+        model: whose tables are read.
+        batch: of its schema.
+        selected: {group: bool[rows]}, of the groups of which only some rows are trained; the others are
+            zero and are not read.
+    """
     reads = {}
     for group in model.layout.groups:
         places = group.places(batch)
+        if group.name in selected:
+            places = keep_selected(places, selected[group.name])
         reads[group.name] = Reads(places, merge_runs(places.rows))
     return reads
 

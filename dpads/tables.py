@@ -68,6 +68,7 @@ class TableMechanism(ABC):
         - Every coordinate of every row receives N(0, (eta_t noise_stddev / B)^2) in every iteration t,
           rows that nobody touched and batches that nobody joined included.
         - No address serves two variances or two gradients.
+        - Rows that `select` leaves out are zero and stay so: nobody reads them, no noise is needed.
     """
 
     def __init__(
@@ -75,9 +76,19 @@ class TableMechanism(ABC):
     ) -> None:
         self.name = name
         self.iteration = 0
+        self._selected: NDArray[np.bool_] | None = None
         self._array = array
         self._update = update
         self._key = keys.key("table_noise", name)
+
+    def select(self, selected: NDArray[np.bool_]) -> None:
+        """Trains some rows alone, before the first iteration; the others are set to zero.
+
+        Args:
+            selected: bool[rows], the output of a private mechanism, or public.
+        """
+        self._selected = selected
+        self._array[~selected] = 0.0
 
     @abstractmethod
     def bring_up_to_date(self, rows: NDArray[np.int64]) -> None:
@@ -121,9 +132,15 @@ class TableMechanism(ABC):
         """
         for start in range(0, len(self._array), FLUSH_ROWS):
             end = min(start + FLUSH_ROWS, len(self._array))
-            self.bring_up_to_date(np.arange(start, end))
+            self.bring_up_to_date(self._trained(start, end))
             if on_rows is not None:
                 on_rows(end - start)
+
+    def _trained(self, first: int, last: int) -> NDArray[np.int64]:
+        """The rows first:last but those that are left out."""
+        if self._selected is None:
+            return np.arange(first, last)
+        return np.flatnonzero(self._selected[first:last]) + first
 
     def hide_low_bits(self) -> None:
         """Rounds all rows to a public grid, after `flush` and before anything leaves: post-processing.
@@ -244,7 +261,10 @@ class DenseTables(TableMechanism):
         """Decay and noise on every row; on the touched ones in one rounding with their gradient."""
         move = self._move()
         if move.stddev > 0.0 or move.decay != 1.0:
-            move_others(self._array, clipped.rows, move)
+            but = clipped.rows
+            if self._selected is not None:
+                but = np.sort(np.concatenate([but, np.flatnonzero(~self._selected)]))
+            move_others(self._array, but, move)
         return self._moves(clipped, _NO_HISTORY)
 
     def restore(self, history: NDArray[np.int32], iteration: int) -> None:

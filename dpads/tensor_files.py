@@ -20,6 +20,7 @@ _NAMES: dict[np.dtype[Any], str] = {
     np.dtype("<f4"): "F32",
     np.dtype("<f8"): "F64",
     np.dtype("<i4"): "I32",
+    np.dtype("u1"): "U8",
 }
 _TYPES: dict[str, np.dtype[Any]] = {name: dtype for dtype, name in _NAMES.items()}
 
@@ -30,7 +31,7 @@ def tensor_parts(
     """A safetensors file in parts, to be written one after another; equal arrays give equal bytes.
 
     Args:
-        arrays: float32, float64 or int32; the parts after the first are the arrays themselves.
+        arrays: float32, float64, int32 or uint8; the parts after the first are the arrays themselves.
         metadata: text beside them.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}

@@ -150,3 +150,30 @@ def start_features(
     for i in range(len(features)):
         features[i, :embedded] = 0.0
         features[i, embedded:] = dense[i]
+
+
+@njit(cache=True, nogil=True)
+def keep_selected(places: Places, selected: NDArray[np.bool_]) -> Places:
+    """The places that read selected rows; the others read zero vectors, so that nothing of them is left.
+
+    Coefficients stay: of a mean, rows that are not selected still count.
+
+    Args:
+        places: of a batch.
+        selected: bool[rows] of the array.
+    """
+    offsets = np.zeros(len(places.offsets), np.int64)
+    for i in range(len(offsets) - 1):
+        kept = offsets[i]
+        for k in range(places.offsets[i], places.offsets[i + 1]):
+            kept += selected[places.rows[k]]
+        offsets[i + 1] = kept
+    rows, columns = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int32)
+    coefs, examples = np.empty(offsets[-1], np.float32), np.empty(offsets[-1], np.int32)
+    at = 0
+    for k in range(places.offsets[0], places.offsets[-1]):
+        if selected[places.rows[k]]:
+            rows[at], columns[at] = places.rows[k], places.columns[k]
+            coefs[at], examples[at] = places.coefs[k], places.examples[k]
+            at += 1
+    return Places(rows, columns, coefs, examples, offsets)

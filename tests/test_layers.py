@@ -16,7 +16,7 @@ LAYERS = [
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
         "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
-        "synthetic", "resources", "preparing", "units", "plan_rows",
+        "synthetic", "resources", "preparing", "units", "plan_rows", "selection",
     },
     {"training", "checkpoint", "evaluation", "intervals", "benching"},
     {

@@ -20,6 +20,7 @@ ARRAYS = {
     "none": np.zeros((0, 5), np.float32),
     "history": np.arange(5, dtype=np.int32),
     "sums": np.arange(6, dtype=np.float64).reshape(2, 3),
+    "bits": np.arange(3, dtype=np.uint8),
 }
 
 
