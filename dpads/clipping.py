@@ -204,7 +204,7 @@ class ChunkedClipping:
         threads = get_workers().threads
         share = -(-size // threads)
         step = min(CHUNK, max(-(-share // CHUNK_STEP) * CHUNK_STEP, CHUNK_STEP))
-        marks = np.arange(0, size, step)
+        marks = np.arange(0, size, min(step, self._model.tower.examples_at_a_time))
         if self._batch.unit_offsets is not None:
             marks = np.searchsorted(self._batch.unit_offsets, marks)
         elif len(self._groups):

@@ -31,9 +31,11 @@ class Tower(ABC):
     """A backend's dense part: parameters and per-example losses over the feature matrix.
 
     Attributes:
+        module: the backend's definition of it: features, [B, width], to logits, [B].
         examples_at_a_time: that `gradients` should get, for the sake of memory.
     """
 
+    module: Any
     examples_at_a_time: int = 1024
 
     @property
@@ -123,14 +125,14 @@ class Description(ABC):
         if backend != "torch":
             raise ConfigError(f'Unknown backend "{backend}".' + nearest(backend, ["torch"]))
         try:
-            from dpads.models.torch_tower import TorchTower
+            from dpads.models.torch_tower import build_tower
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 f'backend = "torch" needs the package {error.name}. Install it: pip install torch'
             ) from error
         layout = self.layout(schema)
         master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
-        tower = TorchTower(self.torch_tower(layout), schema.task, master)
+        tower = build_tower(self.torch_tower(layout), schema.task, layout.width, master)
         return Model(self, schema, layout, tower, init_tables(self, layout, master, on_rows))
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpads.kernels import clip
+from dpads.kernels import clip, whole
 from dpads.kernels.blas import Blas
 
 _NO_BIAS = np.empty(0)
+_NO_GROUPS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,16 @@ class LinearFactors:
     Attributes:
         weight: name of the weight, shaped [out, in].
         bias: name of the bias, or None.
-        inputs: float32[n, in].
-        output_grads: float32[n, out].
+        inputs: float32[n * positions, in].
+        output_grads: float32[n * positions, out].
+        positions: vectors that each example passes through the layer; its gradient is their sum.
     """
 
     weight: str
     bias: str | None
     inputs: NDArray[np.float32]
     output_grads: NDArray[np.float32]
+    positions: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ class FactoredGradients(ChunkGradients):
         """Layer by layer."""
         for layer in self.linears:
             bias = 0.0 if layer.bias is None else 1.0
+            offsets = unit_offsets * layer.positions
             clip.linear_square_norms(
-                layer.inputs, layer.output_grads, bias, unit_offsets, squares, parts
+                layer.inputs, layer.output_grads, bias, offsets, squares, parts
             )
 
     def add_clipped(
@@ -119,14 +123,71 @@ class FactoredGradients(ChunkGradients):
         """Layer by layer."""
         for layer in self.linears:
             weight = sums.parts[layer.weight]
+            several = layer.positions > 1  # parts of one example may cancel: float64 then
             clip.add_clipped_layer(
                 self.blas,
                 layer.output_grads,
                 layer.inputs,
-                factors,
-                groups,
+                np.repeat(factors, layer.positions) if several else factors,
+                _NO_GROUPS if several else groups,
                 np.empty_like(layer.output_grads),
                 np.empty(weight.shape, np.float32),
                 weight,
                 _NO_BIAS if layer.bias is None else sums.parts[layer.bias],
             )
+
+
+@dataclass(frozen=True)
+class WholeGradients(ChunkGradients):
+    """Gradients that stand in memory whole.
+
+    Attributes:
+        values: {parameter: float32[n, size]}.
+    """
+
+    values: Mapping[str, NDArray[np.float32]]
+
+    def add_square_norms(
+        self,
+        unit_offsets: NDArray[np.int64],
+        squares: NDArray[np.float64],
+        parts: NDArray[np.float64],
+    ) -> None:
+        """Parameter by parameter."""
+        for value in self.values.values():
+            whole.add_square_norms(value, unit_offsets, squares, parts)
+
+    def add_clipped(
+        self, factors: NDArray[np.float32], groups: NDArray[np.int64], sums: DenseSums
+    ) -> None:
+        """Parameter by parameter, in float64."""
+        for name, value in self.values.items():
+            whole.add_clipped(value, factors, sums.parts[name].reshape(-1))
+
+
+@dataclass(frozen=True)
+class JointGradients(ChunkGradients):
+    """Gradients of several sets of parameters.
+
+    Attributes:
+        members: of each set.
+    """
+
+    members: tuple[ChunkGradients, ...]
+
+    def add_square_norms(
+        self,
+        unit_offsets: NDArray[np.int64],
+        squares: NDArray[np.float64],
+        parts: NDArray[np.float64],
+    ) -> None:
+        """Set by set."""
+        for member in self.members:
+            member.add_square_norms(unit_offsets, squares, parts)
+
+    def add_clipped(
+        self, factors: NDArray[np.float32], groups: NDArray[np.int64], sums: DenseSums
+    ) -> None:
+        """Set by set."""
+        for member in self.members:
+            member.add_clipped(factors, groups, sums)

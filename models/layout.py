@@ -22,6 +22,7 @@ from dpads.kernels import lookup
 from dpads.kernels.lookup import Places
 from dpads.schema import FeatureSchema, Field
 
+LINEAR = ".linear"  # after the names of tables of a linear part
 MAX_GROUP_ROWS = 2**32  # a row is one 32-bit word of its noise address
 
 
@@ -55,6 +56,11 @@ class TableGroup:
         """First row of each table."""
         starts = np.concatenate([[0], np.cumsum(list(self.rows.values()), dtype=np.int64)])
         return {name: int(start) for name, start in zip(self.rows, starts[:-1], strict=True)}
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether these are the weights of a linear part, one a row, summed in the logit."""
+        return self.name == f"tables{LINEAR}.1"
 
     @property
     def num_rows(self) -> int:
@@ -130,6 +136,16 @@ class Layout:
         return sum(group.dim * len(group.slots) for group in self.groups)
 
     @property
+    def linear(self) -> int:
+        """Those of them that belong to a linear part, the last."""
+        return sum(len(group.slots) for group in self.groups if group.is_linear)
+
+    @property
+    def slots(self) -> int:
+        """Vectors that come from tables, those of a linear part left out."""
+        return sum(len(group.slots) for group in self.groups if not group.is_linear)
+
+    @property
     def width(self) -> int:
         """Columns of the feature matrix."""
         return self.embedded + self.num_numeric
@@ -151,7 +167,8 @@ def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, 
         One group per part and width, in order of first use.
 
     Raises:
-        SchemaError: the schema has no column that a model could read, or a group has too many rows.
+        SchemaError: the schema has no column that a model could read, a group has too many rows, or two
+            parts' tables would have one name.
     """
     if not schema.fields and not schema.numeric:
         raise SchemaError(
@@ -175,6 +192,13 @@ def build_layout(schema: FeatureSchema, parts: Sequence[tuple[str, Mapping[str, 
                     f"{MAX_GROUP_ROWS:,}. Configure fewer buckets."
                 )
             groups.append(group)
+    names = [name for group in groups for name in group.rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise SchemaError(
+                f'Two tables would be called "{name}": one of them belongs to the linear part of '
+                f'"{name.removesuffix(LINEAR)}". Rename the column.'
+            )
     return Layout(tuple(groups), len(schema.numeric))
 
 

@@ -24,8 +24,7 @@ from dpads.models.gradients import (
     LinearFactors,
 )
 from dpads.models.torch_layers import SumPlusLinear
-
-_NOTHING = np.empty(0, np.float32)
+from dpads.models.torch_losses import losses_of
 
 
 class Stack:
@@ -107,17 +106,6 @@ class Stack:
 def _blocks(width_in: int, width_out: int) -> NDArray[np.int64]:
     """`row_blocks` of a layer, tried once."""
     return row_blocks(find_blas(), width_in, width_out)
-
-
-def losses_of(targets: Targets, *, counts: bool) -> feedforward.Losses:
-    """The losses' other operands, as the kernels take them."""
-    return feedforward.Losses(
-        counts,
-        targets.labels,
-        _NOTHING if targets.weights is None else targets.weights,
-        _NOTHING if targets.exposure is None else targets.exposure,
-        targets.offset,
-    )
 
 
 def sum_gradients(

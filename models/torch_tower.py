@@ -13,12 +13,13 @@ from torch import nn
 
 from dpads.batch import Targets
 from dpads.errors import ConfigError
-from dpads.kernels.feedforward import LARGEST_LOG_COUNT
 from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
 from dpads.models.base import Tower
 from dpads.models.gradients import ChunkGradients
 from dpads.models.torch_layers import SumPlusLinear
+from dpads.models.torch_losses import example_losses
+from dpads.models.torch_module_tower import ModuleTower
 from dpads.models.torch_stack import Stack, sum_gradients
 from dpads.schema import Task
 
@@ -27,10 +28,11 @@ class TorchTower(Tower):
     """A torch module of linear and ReLU layers, whose gradients compiled kernels compute.
 
     Args:
-        module: float[B, width] -> float[B]: a stack of linear and ReLU layers, or a `SumPlusLinear`; its
-            parameters are drawn here.
+        module: float[B, width] -> float[B]: a stack of linear and ReLU layers, or a `SumPlusLinear`.
         task: which loss.
-        master: the public key of the initial parameters.
+
+    Attributes:
+        module: as given.
 
     Raises:
         ConfigError: the module is neither.
@@ -39,12 +41,10 @@ class TorchTower(Tower):
         - No layer mixes examples, and an example's bits do not depend on the others in the batch.
     """
 
-    def __init__(self, module: nn.Module, task: Task, master: bytes) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        self.module = module
         self._task = task
         linears = {n: layer for n, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-        for name, layer in linears.items():
-            _initialise(name, layer, master)
         module.requires_grad_(False)
         self._stack = None if isinstance(module, SumPlusLinear) else Stack.of(module, list(linears))
         if self._stack is None and not isinstance(module, SumPlusLinear):
@@ -85,35 +85,31 @@ class TorchTower(Tower):
         counts = self._task == "count"
         if self._stack is not None:
             return self._stack.gradients(features, targets, feature_grads, counts=counts)
-        assert isinstance(self._module, SumPlusLinear)
-        return sum_gradients(
-            self._module, "linear", features, targets, feature_grads, counts=counts
-        )
+        assert isinstance(self.module, SumPlusLinear)
+        return sum_gradients(self.module, "linear", features, targets, feature_grads, counts=counts)
 
     def _at(self, features: NDArray[Any]) -> nn.Module:
         """The module in the precision of the features."""
         if features.dtype == np.float32:
-            return self._module
-        return copy.deepcopy(self._module).double()
+            return self.module
+        return copy.deepcopy(self.module).double()
 
 
-def example_losses(task: Task, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Per-example losses in the precision of the logits: logistic, or Poisson without log y!."""
-    labels = torch.from_numpy(targets.labels).to(logits.dtype)
-    logits = logits + targets.offset
-    if task == "count":
-        log_mean = logits
-        if targets.exposure is not None:
-            log_mean = logits + torch.from_numpy(targets.exposure).to(logits.dtype).log()
-        # exp grows linearly beyond the bound, so that neither loss nor gradient overflows
-        inside = log_mean.clamp(max=LARGEST_LOG_COUNT)
-        beyond = log_mean - inside
-        losses = inside.exp() * (1.0 + beyond) - labels * log_mean
-    else:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    if targets.weights is not None:
-        losses = losses * torch.from_numpy(targets.weights).to(logits.dtype)
-    return losses
+def build_tower(module: nn.Module, task: Task, width: int, master: bytes) -> Tower:
+    """The tower of a module whose parameters are all of linear layers, and are drawn here.
+
+    Args:
+        module: float[B, width] -> float[B].
+        task: which loss.
+        width: columns of the feature matrix.
+        master: the public key of the initial parameters.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            _initialise(name, layer, master)
+    if isinstance(module, SumPlusLinear | nn.Sequential):
+        return TorchTower(module, task)
+    return ModuleTower(module, task, width)
 
 
 def _initialise(name: str, layer: nn.Linear, master: bytes) -> None:

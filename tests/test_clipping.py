@@ -395,7 +395,7 @@ def test_a_layer_that_mixes_examples_is_refused() -> None:
     for layer in (nn.BatchNorm1d(8, affine=False), nn.Softmax(0), nn.GELU()):
         module = nn.Sequential(Linear(8, 8), layer, Linear(8, 1), nn.Flatten(0))
         with pytest.raises(dpads.ConfigError, match=f"linear and ReLU.*{type(layer).__name__}"):
-            TorchTower(module, "ctr", bytes(32))
+            TorchTower(module, "ctr")
 
 
 def test_groups_of_another_batch_are_refused() -> None:
