@@ -1,4 +1,4 @@
-"""Commands on a finished run: evaluate, predict, statement, verify."""
+"""Commands on a finished run: evaluate, predict, export, statement, verify."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dpads.cli_screen import (
     print_json,
     print_markdown,
     print_metrics,
+    print_table,
     say,
 )
 from dpads.errors import VerificationError
@@ -28,6 +29,13 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
 DataArgument = Annotated[
     list[str], typer.Argument(metavar="DATA", help="A store, or logs as for prepare.")
 ]
+
+
+class ExportFormat(StrEnum):
+    """What a model is exported as."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
 
 
 class StatementFormat(StrEnum):
@@ -88,6 +96,39 @@ def predict(
         else:
             count = write_predictions(out, predict_logs(loaded.model, data))
     typer.echo(f"{out}: {count:,} predictions")
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[
+        Path, typer.Option(help="File to write, which must not exist: .onnx, or .pt2 for torch.")
+    ],
+    format_: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="An ONNX model, or a program that torch.export.load reads."),
+    ] = ExportFormat.ONNX,
+    json_: JsonOption = False,
+) -> None:
+    """Write the model for other programs; it takes the log's columns, their ids hashed to rows of tables."""
+    from dpads.exporting import ONNX, TORCH, describe_inputs, export_model
+    from dpads.record import new_file
+    from dpads.run import Run
+
+    suffix = ONNX if format_ is ExportFormat.ONNX else TORCH
+    new_file(out, suffix=suffix)
+    loaded = Run.load(run)
+    with console(stderr=True).status("exporting"):
+        export_model(loaded.model, out, suffix)
+    inputs = describe_inputs(loaded.model.schema)
+    if json_:
+        print_json({"file": str(out), "inputs": inputs})
+        return
+    rows = []
+    for item in inputs:
+        size = f"{item['rows']:,}" if "rows" in item else "–"
+        rows.append([item["name"], item["type"], f"[{', '.join(item['shape'])}]", size])
+    print_table("Inputs", ["", "type", "shape", "rows of its table"], rows)
+    typer.echo(f"{out}: written")
 
 
 def statement(

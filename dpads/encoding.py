@@ -201,7 +201,7 @@ def _series(column: pa.Array) -> pl.Series:
     return cast("pl.Series", pl.from_arrow(column))
 
 
-def _numbers(column: pa.Array, name: str, role: str) -> NDArray[np.float64]:
+def numbers(column: pa.Array, name: str, role: str) -> NDArray[np.float64]:
     """A column as float64, nulls as NaN; NaN and infinities in the column itself are refused."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -246,7 +246,7 @@ def _kind_name(kind: pa.DataType) -> str:
 
 def _transform(column: pa.Array, numeric: Numeric) -> NDArray[np.float64]:
     """A numeric column after its missing value, clip and transform."""
-    values = _numbers(column, numeric.column, "features")
+    values = numbers(column, numeric.column, "features")
     values = np.where(np.isnan(values), numeric.missing, values)
     if numeric.clip is not None:
         values = np.clip(values, *numeric.clip)
@@ -266,7 +266,7 @@ def _label(column: pa.Array, schema: FeatureSchema) -> pa.Array:
 
     binary = schema.task != "count"
     wanted = "0 or 1" if binary else "whole numbers from 0"
-    labels = _numbers(column, schema.label, "labels")
+    labels = numbers(column, schema.label, "labels")
     if np.isnan(labels).any():
         raise DataError(
             f'Label column "{schema.label}": expected {wanted} in every row, got null. '
@@ -287,7 +287,7 @@ def _factor(column: pa.Array, name: str, role: str, minimum: float | None) -> pa
     import pyarrow as pa
 
     wanted = "finite numbers above 0" if minimum is None else "finite numbers from 0"
-    values = _numbers(column, name, role)
+    values = numbers(column, name, role)
     if np.isnan(values).any():
         raise DataError(f'Column "{name}": expected {wanted} as {role}, got null. Drop these rows.')
     narrow = _float32(values, name)
@@ -333,7 +333,7 @@ def _encode_bag(
             f'Column "{item.weights}": expected one weight per id of bag "{item.name}", got lists '
             "of other lengths. Mend or drop these rows."
         )
-    weights = np.where(padding, 0.0, _numbers(raw, item.weights, "weights"))
+    weights = np.where(padding, 0.0, numbers(raw, item.weights, "weights"))
     if np.isnan(weights).any() or (weights < 0).any():
         raise DataError(
             f'Column "{item.weights}": expected weights from 0, got null or a negative one. '

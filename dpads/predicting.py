@@ -154,6 +154,30 @@ def predict_frame(model: Model, data: Any) -> Any:
     return pa.RecordBatchReader.from_batches(data.schema.append(_field()), stream())
 
 
+def record_batch(data: Any) -> pa.RecordBatch:
+    """An Arrow table or record batch, or a polars frame, as one record batch.
+
+    Raises:
+        ConfigError: the data are of another kind.
+        DataError: they are damaged.
+    """
+    import polars as pl
+    import pyarrow as pa
+
+    table = data.to_arrow() if isinstance(data, pl.DataFrame) else data
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    if not isinstance(table, pa.Table):
+        raise ConfigError(
+            f"Expected an Arrow table or record batch or a polars frame, got {type(data).__name__}."
+        )
+    whole = table.combine_chunks()
+    batches = whole.to_batches()
+    raw = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=whole.schema)
+    _validate(raw)
+    return raw
+
+
 def predict_logs(model: Model, logs: Logs) -> Iterator[NDArray[np.float32]]:
     """Predicts the rows of log files, a part at a time, in their order.
 
@@ -199,17 +223,22 @@ def _batches(table: pa.Table) -> Iterator[pa.RecordBatch]:
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Parts of a record batch, none too large, each looked at: nothing that is damaged is decoded."""
-    import pyarrow as pa
-
     for start in range(0, batch.num_rows, BATCH_ROWS):
         part = batch.slice(start, BATCH_ROWS)
-        try:
-            part.validate(full=True)
-        except pa.ArrowException:
-            raise DataError(
-                "Expected valid Arrow data, got a batch that is damaged. Write or fetch it again."
-            ) from None
+        _validate(part)
         yield part
+
+
+def _validate(batch: pa.RecordBatch) -> None:
+    """Refuses damaged data."""
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException:
+        raise DataError(
+            "Expected valid Arrow data, got a batch that is damaged. Write or fetch it again."
+        ) from None
 
 
 def _field() -> pa.Field:

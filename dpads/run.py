@@ -15,6 +15,7 @@ from dpads.config import Config, load_config
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
 from dpads.evaluation import Metrics, evaluate_model, read_predictions
+from dpads.exporting import ONNX, export_model, model_inputs
 from dpads.models.base import Model
 from dpads.plan import Plan
 from dpads.predicting import predict_frame
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dpads.accounting.statement import GuaranteeStatement
+    from dpads.models.torch_exported import ExportedModel
 
 
 class Run:
@@ -107,6 +109,45 @@ class Run:
         result = np.empty_like(predictions)
         result[np.argsort(np.argsort(data.input_rows, kind="stable"))] = predictions
         return result
+
+    def export_torch(self) -> ExportedModel:
+        """The model as one torch module that needs nothing of dpads to run.
+
+        Returns:
+            A module whose forward takes the columns of a log by name, as `export_inputs` gives them in
+            NumPy, and returns what `predict` does, float32[B].
+        """
+        from dpads.models.torch_exported import ExportedModel
+
+        return ExportedModel(self.model)
+
+    def export_onnx(self, path: str | Path) -> Path:
+        """Writes the model as an ONNX file, which must not exist; see `dpads export`.
+
+        Raises:
+            ConfigError: the file exists, its folder does not, or its name does not end with .onnx.
+            MissingDependencyError: ONNX's packages are not installed: `pip install 'dpads[onnx]'`.
+            RunError: the tower does something that ONNX does not know.
+
+        Guarantees:
+            - The file appears whole or not at all.
+        """
+        return export_model(self.model, path, ONNX)
+
+    def export_inputs(self, data: Any) -> dict[str, NDArray[Any]]:
+        """What an exported model takes for some rows: ids hashed into rows of tables, lists filled up.
+
+        Args:
+            data: an Arrow table or record batch, or a polars frame, with the schema's columns.
+
+        Returns:
+            Arrays by column, in the order of the model's inputs.
+
+        Raises:
+            ConfigError: the data are of another kind.
+            DataError: a column is missing, or a value is outside the schema.
+        """
+        return model_inputs(self.model, data)
 
     def evaluate(self, data: ExampleStore) -> Metrics:
         """Exact metrics on the rows of a store, weighted by the schema's weight column.

@@ -18,10 +18,10 @@ LAYERS = [
         "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
         "synthetic", "resources", "preparing", "units", "plan_rows", "selection",
     },
-    {"training", "checkpoint", "evaluation", "intervals", "benching"},
+    {"training", "checkpoint", "evaluation", "intervals", "predicting", "benching"},
     {
-        "cli", "report", "record", "run", "verifying", "sweep", "sweeping", "selecting", "tune_config",
-        "private_selection", "private_score", "recipe", "recipes",
+        "cli", "report", "record", "run", "exporting", "estimators", "verifying", "sweep", "sweeping",
+        "selecting", "tune_config", "private_selection", "private_score", "recipe", "recipes",
     },
 ]  # fmt: skip
 # The package's own front door and the console script stand above all layers.
