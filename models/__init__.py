@@ -7,8 +7,23 @@ if __name__ != "dpads.models":
     raise ImportError("import dpads.models, not models")
 
 from dpads.models.base import Description, Model, describe
+from dpads.models.dcn import Dcn
+from dpads.models.deepfm import DeepFm
+from dpads.models.dlrm import Dlrm
+from dpads.models.fm import Fm
 from dpads.models.layout import Layout
 from dpads.models.logistic import Logistic
 from dpads.models.mlp import Mlp
 
-__all__ = ["Description", "Layout", "Logistic", "Mlp", "Model", "describe"]
+__all__ = [
+    "Dcn",
+    "DeepFm",
+    "Description",
+    "Dlrm",
+    "Fm",
+    "Layout",
+    "Logistic",
+    "Mlp",
+    "Model",
+    "describe",
+]

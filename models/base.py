@@ -300,7 +300,7 @@ def describe(table: Mapping[str, Any]) -> Description:
 
     Examples:
         >>> describe({"name": "mlp", "embedding_dim": 8, "hidden": [32]})
-        Mlp(embedding_dim=8, hidden=(32,))
+        Mlp(embedding_dim=8, hidden=(32,), wide=False)
     """
     values = dict(table)
     name = str(values.pop("name", ""))

@@ -7,11 +7,11 @@ vocabulary of V (here the configured number of buckets), four hidden layers of 5
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from dpads.errors import ConfigError
 from dpads.models.base import Description
-from dpads.models.layout import Layout, TableGroup, build_layout
+from dpads.models.fields import EmbeddingDim, check_dim, check_flag, check_widths, lay_out
+from dpads.models.layout import Layout, TableGroup
 from dpads.schema import FeatureSchema
 
 
@@ -22,44 +22,36 @@ class Mlp(Description):
     Attributes:
         embedding_dim: width of every table, or "auto" for int(2 * buckets^0.25) per table.
         hidden: widths of the hidden layers.
+        wide: whether a linear model is added to the logit: Cheng et al. 2016, "Wide & Deep Learning for
+            Recommender Systems", arXiv 1606.07792.
 
     Raises:
         ConfigError: a width is not a positive integer.
     """
 
     name: ClassVar[str] = "mlp"
-    embedding_dim: int | Literal["auto"] = 16
+    embedding_dim: EmbeddingDim = 16
     hidden: tuple[int, ...] = (598, 598, 598, 598)
+    wide: bool = False
 
     def __post_init__(self) -> None:
-        if self.embedding_dim != "auto" and not _positive(self.embedding_dim):
-            raise ConfigError(
-                f'Expected embedding_dim to be a positive integer or "auto", got {self.embedding_dim!r}.'
-            )
-        if not all(_positive(width) for width in self.hidden):
-            raise ConfigError(
-                f"Expected hidden to list positive integers, got {list(self.hidden)!r}."
-            )
+        check_dim(self.embedding_dim)
+        check_widths("hidden", self.hidden)
+        check_flag("wide", self.wide)
 
     def layout(self, schema: FeatureSchema) -> Layout:
         """One table per field or shared name; tables of equal width share an array."""
-        dims = {
-            table: int(2 * rows**0.25) if self.embedding_dim == "auto" else self.embedding_dim
-            for table, rows in schema.table_rows.items()
-        }
-        return build_layout(schema, [("", dims)])
+        return lay_out(schema, self.embedding_dim, linear=self.wide)
 
     def table_stddev(self, group: TableGroup) -> float:
         """0.05: small against the noise that a row collects, large enough to break symmetry."""
-        return 0.05
+        return 0.0 if group.is_linear else 0.05
 
     def torch_tower(self, layout: Layout) -> Any:
         """Linear and ReLU, in turn; the last layer gives the logit."""
         from dpads.models import torch_layers
+        from dpads.models.torch_interactions import Deep, SumOfParts, Wide
 
-        return torch_layers.mlp(layout.width, self.hidden)
-
-
-def _positive(value: object) -> bool:
-    """Whether the value is a positive integer."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not self.wide:
+            return torch_layers.mlp(layout.width, self.hidden)
+        return SumOfParts(layout, {"wide": Wide(layout), "deep": Deep(layout, self.hidden)})

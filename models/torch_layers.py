@@ -1,4 +1,4 @@
-"""Pieces of torch towers; initial weights are set by `TorchTower`, so nothing is drawn here."""
+"""Pieces of torch towers; initial weights are set by `build_tower`, so nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Linear(nn.Linear):
-    """A linear layer whose parameters `TorchTower` draws; zero inputs are fine.
+    """A linear layer whose parameters `build_tower` draws; zero inputs are fine.
 
     Args:
         width_in: inputs.

@@ -63,6 +63,8 @@ class ModuleTower(Tower):
         - An example's bits do not depend on the others in the batch.
     """
 
+    module: nn.Module
+
     def __init__(
         self,
         module: nn.Module,
@@ -186,8 +188,10 @@ class ModuleTower(Tower):
             ):
                 here = slice(first * layer.positions, last * layer.positions)
                 read = calls[layer.layer][0].args[0].detach()[:used]
-                factors.inputs[here] = read.reshape(-1, layer.width_in).numpy()
-                factors.output_grads[here] = values[:used].reshape(-1, layer.width_out).numpy()
+                factors.inputs[here] = read.reshape(used * layer.positions, layer.width_in).numpy()
+                factors.output_grads[here] = (
+                    values[:used].reshape(used * layer.positions, layer.width_out).numpy()
+                )
             sampled = by_outputs[len(self._owners.linears) :]
             for (name, own), values in zip(self._owners.sampled.items(), sampled, strict=True):
                 gradients = sample(self._layers[name], calls[name][0].args[0].detach(), values)

@@ -41,6 +41,8 @@ class TorchTower(Tower):
         - No layer mixes examples, and an example's bits do not depend on the others in the batch.
     """
 
+    module: nn.Module
+
     def __init__(self, module: nn.Module, task: Task) -> None:
         self.module = module
         self._task = task
