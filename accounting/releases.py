@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dpads._validate import nearest
 from dpads.accounting import events
@@ -49,26 +49,20 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
+class Release(Wanted):
     """A release with its noise.
 
     Attributes:
-        kind: One of `KINDS`: what the ledger calls it.
-        share: The part of the budget that was reserved for it.
-        l2_clip_norm: The largest norm of one unit's vector.
         noise_multiplier: stddev of the noise on every coordinate of the sum over l2_clip_norm.
 
     Raises:
         ConfigError: A value out of range.
     """
 
-    kind: str
-    share: float
-    l2_clip_norm: float
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        Wanted(kind=self.kind, share=self.share, l2_clip_norm=self.l2_clip_norm)
+        super().__post_init__()
         _check_positive("noise_multiplier", self.noise_multiplier)
 
     @property
@@ -98,6 +92,9 @@ class Release:
         return cls(**values)
 
 
+AnyRelease = TypeVar("AnyRelease", bound=Wanted)
+
+
 def composed_with(
     releases: Sequence[Release],
     training: events.EventTree,
@@ -119,7 +116,7 @@ def composed_with(
     return events.composed([*parts, *(after if finished else [])])
 
 
-def in_order(wanted: Sequence[Wanted]) -> tuple[Wanted, ...]:
+def in_order(wanted: Sequence[AnyRelease]) -> tuple[AnyRelease, ...]:
     """The releases in the order in which they are made.
 
     Raises:

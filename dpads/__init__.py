@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dpads.plan_rows import plan_table
     from dpads.preparing import prepare
     from dpads.private_selection import tune
+    from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
     from dpads.recipes import recipe
     from dpads.run import Run
     from dpads.run_training import train
@@ -74,10 +75,13 @@ __all__ = [
     "Numeric",
     "Performance",
     "Plan",
+    "PriorConfig",
     "PrivacySpec",
+    "RecalibrationConfig",
     "Run",
     "RunError",
     "SchemaError",
+    "SelectionConfig",
     "Sgd",
     "SparseBatch",
     "StoreError",
@@ -122,10 +126,13 @@ _MODULE_OF = {
     "Numeric": "schema",
     "Performance": "training",
     "Plan": "plan",
+    "PriorConfig": "private_sums_config",
     "PrivacySpec": "plan",
+    "RecalibrationConfig": "private_sums_config",
     "Run": "run",
     "RunError": "errors",
     "SchemaError": "errors",
+    "SelectionConfig": "private_sums_config",
     "Sgd": "optimizers",
     "SparseBatch": "batch",
     "StoreError": "errors",

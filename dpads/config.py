@@ -20,6 +20,7 @@ from dpads.models.base import REGISTRY, Description
 from dpads.models.output import check_class_weight
 from dpads.optimizers import OPTIMIZERS, Adam, AdamBC, Optimizer, Sgd, check_table_optimizer
 from dpads.plan import PrivacySpec
+from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 from dpads.schema import FeatureSchema
 
 T = TypeVar("T")
@@ -144,6 +145,9 @@ class Config:
         l2_clip_norm: [privacy] l2_clip_norm; inf only without noise.
         training: [training].
         reference: [reference], filled up from [training].
+        prior: [prior].
+        recalibration: [recalibration].
+        selection: [selection].
         statement: [statement], facts that only people know.
     """
 
@@ -154,6 +158,9 @@ class Config:
     l2_clip_norm: float
     training: TrainingConfig
     reference: ReferenceConfig
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    recalibration: RecalibrationConfig = field(default_factory=RecalibrationConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     statement: HumanFacts = field(default_factory=HumanFacts)
 
     def __post_init__(self) -> None:
@@ -256,6 +263,11 @@ def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
         reference=_read(
             ReferenceConfig, {**reference, **tables.get("reference", {})}, "reference", readers
         ),
+        prior=_read(PriorConfig, tables.get("prior", {}), "prior", {}),
+        recalibration=_read(
+            RecalibrationConfig, tables.get("recalibration", {}), "recalibration", {}
+        ),
+        selection=_read(SelectionConfig, tables.get("selection", {}), "selection", {}),
         statement=HumanFacts.from_mapping(tables.get("statement", {})),
     )
 

@@ -33,6 +33,9 @@ def to_document(config: Config) -> dict[str, dict[str, Any]]:
             "table_optimizer": optimizer_to_dict(config.reference.table_optimizer),
             "tower_optimizer": optimizer_to_dict(config.reference.tower_optimizer),
         },
+        "prior": dataclasses.asdict(config.prior),
+        "recalibration": dataclasses.asdict(config.recalibration),
+        "selection": dataclasses.asdict(config.selection),
         "statement": dataclasses.asdict(config.statement),
     }
     return {name: _without_nothing(table) for name, table in document.items()}

@@ -7,7 +7,7 @@ a guarantee. Whoever publishes them publishes facts about those rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from dpads.schema import Task
 
 if TYPE_CHECKING:
     from dpads.models.base import Model
+    from dpads.models.output import Output
     from dpads.store import ExampleStore
 
 BINARY_METRICS: Final = (
@@ -176,13 +177,23 @@ def read_predictions(
         Predictions float32[n], labels float32[n] and weights float32[n] or None, all in stored
         order.
     """
-    predictions = np.empty(data.num_examples, np.float32)
+    (predictions,), labels, weights = _read(model, data, [model.output])
+    return predictions, labels, weights
+
+
+def _read(
+    model: Model, data: ExampleStore, outputs: Sequence[Output]
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32] | None]:
+    """One pass over a store: predictions by each output, labels and weights, in stored order."""
+    predictions = [np.empty(data.num_examples, np.float32) for _ in outputs]
     labels = np.empty(data.num_examples, np.float32)
     weights = None if data.schema.weight is None else np.empty(data.num_examples, np.float32)
     start = 0
     for batch in data.scan(READ_ROWS):
         rows = slice(start, start + batch.num_examples)
-        predictions[rows] = model.predict(batch)
+        logits = model.tower.logits(model.features(batch)).astype(np.float64)
+        for output, predicted in zip(outputs, predictions, strict=True):
+            predicted[rows] = output.predict(model.schema.task, logits, batch.exposure)
         labels[rows] = batch.labels
         if weights is not None and batch.weights is not None:
             weights[rows] = batch.weights
@@ -196,12 +207,23 @@ def evaluate_model(model: Model, data: ExampleStore) -> Metrics:
     Where negatives were left out of the log, each that stayed also stands for those: the metrics estimate
     what they would be on the log that it was taken from.
     """
-    predictions, labels, weights = read_predictions(model, data)
+    return evaluate_outputs(model, data, [model.output])[0]
+
+
+def evaluate_outputs(model: Model, data: ExampleStore, outputs: Sequence[Output]) -> list[Metrics]:
+    """As `evaluate_model`, with each of several outputs in place of the model's, in one pass.
+
+    Args:
+        model: whose logits.
+        data: the rows.
+        outputs: what becomes of the logits.
+    """
+    predictions, labels, weights = _read(model, data, outputs)
     kept = data.schema.negatives_kept
     if kept < 1.0:
         stands_for = np.where(labels > 0, 1.0, 1.0 / kept).astype(np.float32)
         weights = stands_for if weights is None else weights * stands_for
-    return metrics(data.schema.task, labels, predictions, weights=weights)
+    return [metrics(data.schema.task, labels, own, weights=weights) for own in predictions]
 
 
 def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:

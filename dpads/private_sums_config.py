@@ -41,10 +41,9 @@ class PriorConfig:
                 f'Expected rate exactly with kind = "public", got kind = "{self.kind}" and rate = '
                 f"{self.rate}. It is the rate of positive labels that is known from elsewhere."
             )
-        if self.rate is not None and not (
-            isinstance(self.rate, int | float) and 0.0 < self.rate < math.inf
-        ):
-            raise ConfigError(f"Expected rate to be a number > 0, got {self.rate!r}.")
+        rate: object = self.rate
+        if rate is not None and not _is_positive(rate):
+            raise ConfigError(f"Expected rate to be a number > 0, got {rate!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +76,7 @@ class RecalibrationConfig:
             value = getattr(self, name)
             if value is None and name == "largest_weight":
                 continue
-            if isinstance(value, bool) or not (
-                isinstance(value, int | float) and 0.0 < value < math.inf
-            ):
+            if not _is_positive(value):
                 raise ConfigError(
                     f"Expected {name} to be a number > 0, got {value!r}. It bounds what one row can "
                     "change, so it has to be known without a look at the rows."
@@ -127,11 +124,10 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, ("none", "noisy_count"))
         check_share("share", self.share)
-        value: object = self.threshold
-        if isinstance(value, bool) or not (
-            isinstance(value, int | float) and math.isfinite(value) and value > 0
-        ):
-            raise ConfigError(f"Expected threshold to be a number of examples > 0, got {value!r}.")
+        if not _is_positive(self.threshold):
+            raise ConfigError(
+                f"Expected threshold to be a number of examples > 0, got {self.threshold!r}."
+            )
 
 
 def wanted_releases(
@@ -153,6 +149,13 @@ def wanted_releases(
     if recalibration.resolved(schema) != "none":
         wanted.append(Wanted(kind="recalibration", share=recalibration.share, l2_clip_norm=row))
     return tuple(wanted)
+
+
+def _is_positive(value: object) -> bool:
+    """Whether it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0.0 < value < math.inf
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

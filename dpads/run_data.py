@@ -17,6 +17,7 @@ from dpads.errors import DataError
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.predicting import COLUMN
 from dpads.preparing import prepare
+from dpads.private_sums_config import wanted_releases
 from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
@@ -115,6 +116,7 @@ def resolve_plan(
         epochs=config.training.epochs,
         l2_clip_norm=l2_clip_norm,
         store_units=units,
+        wanted=wanted_releases(config.schema, config.prior, config.selection, config.recalibration),
     )
 
 

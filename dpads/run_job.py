@@ -14,13 +14,16 @@ from dpads import record as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config
 from dpads.errors import CheckpointError
-from dpads.evaluation import Metrics, evaluate_model, no_metrics, relative_increase
+from dpads.evaluation import Metrics, evaluate_outputs, no_metrics, relative_increase
 from dpads.models.base import Model
 from dpads.plan import Plan
 from dpads.record import RunRecord
 from dpads.run import Run, note_evaluation
 from dpads.run_data import RunRows, resolve_plan
 from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
+
+# What the ledger holds once a run's keys were used.
+BEGUN = ("training", "dp_count", "selection")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def settings_of(config: Config) -> TrainingSettings:
         noise_seed=training.noise_seed,
         positive_weight=training.positive_weight,
         negative_weight=training.negative_weight,
+        prior=config.prior,
+        recalibration=config.recalibration,
+        selection=config.selection,
     )
 
 
@@ -167,7 +173,7 @@ class Job:
                 ledger,
                 self.on_rows,
             )
-        if any(entry.kind == "training" for entry in ledger.entries):
+        if any(entry.kind in BEGUN for entry in ledger.entries):
             raise CheckpointError(
                 f"{checkpoints}: missing, although training began. Its privacy is spent and its model "
                 "lost; train anew under another --out."
@@ -213,27 +219,33 @@ class Job:
             treatment="not_covered",
         )
         trainer.run(self._watch("reference"))
-        result = self._evaluate(trainer.model, ledger).to_dict()
+        result = self._evaluate(trainer.model, ledger)[0].to_dict()
         if kept is not None:
             files.write_text(kept, files.to_json(result))
         return result
 
-    def _evaluate(self, model: Model, ledger: Ledger) -> Metrics:
-        """Exact metrics on the test rows, after the ledger says so."""
+    def _evaluate(self, model: Model, ledger: Ledger) -> list[Metrics]:
+        """Exact metrics on the test rows, after the ledger says so; uncalibrated ones second, if any."""
+        outputs = [model.output]
+        if model.output.calibration is not None:
+            outputs.append(dataclasses.replace(model.output, calibration=None))
         if self.rows.test is None:
-            return no_metrics(self.config.schema.task, "no test rows were given")
+            return [no_metrics(self.config.schema.task, "no test rows were given")] * len(outputs)
         note_evaluation(ledger, self.rows.test_rows)
-        return evaluate_model(model, self.rows.test)
+        return evaluate_outputs(model, self.rows.test, outputs)
 
     def _results(
         self, model: Model, ledger: Ledger, reference: dict[str, Any] | None
     ) -> dict[str, Any]:
         """What metrics.json holds."""
-        own = self._evaluate(model, ledger)
+        own, *before = self._evaluate(model, ledger)
+        results = own.to_dict()
+        if before:
+            results["before_recalibration"] = before[0].to_dict()
         if reference is None:
-            return own.to_dict()
+            return results
         increase = relative_increase(self.config.schema.task, own, reference)
-        return {**own.to_dict(), "reference": reference, "relative_increase": increase}
+        return {**results, "reference": reference, "relative_increase": increase}
 
     def _record(self, trainer: Trainer) -> RunRecord:
         """How the run came about."""

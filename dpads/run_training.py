@@ -16,6 +16,7 @@ from dpads.errors import CheckpointError, ConfigError
 from dpads.models.base import Description
 from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec
+from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 from dpads.run import Run, expect_store
 from dpads.run_data import open_run_rows
 from dpads.run_job import Job, RunProgress
@@ -42,6 +43,9 @@ def train(
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
     reference: bool | ReferenceConfig = False,
+    prior: PriorConfig = PriorConfig(),  # noqa: B008 (frozen)
+    recalibration: RecalibrationConfig = RecalibrationConfig(),  # noqa: B008 (frozen)
+    selection: SelectionConfig = SelectionConfig(),  # noqa: B008 (frozen)
     statement: Mapping[str, str] | None = None,
     performance: Performance = Performance(),  # noqa: B008 (frozen)
     out: str | Path | None = None,
@@ -71,6 +75,10 @@ def train(
         negative_weight: likewise of negative ones.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover. A `ReferenceConfig` gives it optimizers of its own.
+        prior: where the model's output starts.
+        recalibration: the calibration that is fitted to noisy sums after a private training; by default
+            scale and bias, with a hundredth of the budget.
+        selection: which rows of the tables are trained.
         statement: facts for the statement that only people know, by name.
         performance: threads and memory; changes neither privacy nor, but for rounding, the result.
         out: the run's folder, which must not exist; None keeps the run in memory.
@@ -130,6 +138,9 @@ def train(
             reference=wanted,
         ),
         reference=own,
+        prior=prior,
+        recalibration=recalibration,
+        selection=selection,
         statement=HumanFacts.from_mapping(statement or {}),
     )
     return train_config(

@@ -22,6 +22,7 @@ from dpads.models.base import Description, Model
 from dpads.noise import NoiseMechanism, RunKeys
 from dpads.optimizers import check_table_optimizer
 from dpads.plan import Plan
+from dpads.release_stages import ReleaseStages
 from dpads.resources import check_memory, estimate_memory
 from dpads.sampling import Grouping, sampler_of
 from dpads.store import ExampleStore
@@ -76,9 +77,8 @@ class Trainer:
         if settings.noise_seed is not None:
             master = hashlib.sha256(f"dpads.noise_seed.v1:{settings.noise_seed}".encode()).digest()
         self._setup(store, description, plan, settings, performance, ledger, checkpoint_dir, master)
-        if plan.mechanism.iterations > 0:
-            self._open_entry()
-        self.save()
+        self.save()  # keys are kept before they are used: what is cut off draws the same noise again
+        self._begin()
 
     def _setup(
         self,
@@ -106,6 +106,7 @@ class Trainer:
         self._whole = True  # whether no iteration was cut off half-way
         self._identity = run_identity(store, description, plan, settings, performance)
         keys = RunKeys(master, digest_of(self._identity))
+        self._stages = ReleaseStages(plan, store, settings, keys, ledger)
         mechanism = plan.mechanism
         noise_stddev = 0.0
         if mechanism.noise_multiplier > 0:
@@ -197,6 +198,7 @@ class Trainer:
         last, furthest = folder.progress()
         trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, last - trainer.iteration)
         trainer._replay_until = furthest
+        trainer._begin()
         trainer.save()  # or a second crash before the next checkpoint would forget these replays
         return trainer
 
@@ -211,7 +213,7 @@ class Trainer:
         return min(self._plan.mechanism.iterations, self._plan.allowed_iterations)
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> None:
-        """Trains to the end, brings every row up to date, and closes the ledger's training entry."""
+        """Trains to the end, brings every row up to date, closes the ledger's entry and recalibrates."""
         begin = last_report = last_save = time.monotonic()
         first = self.iteration
         warming_up = (
@@ -231,6 +233,7 @@ class Trainer:
                 self.save()
                 last_save = time.monotonic()
         self.finish()
+        self._stages.finish(self.model)
 
     def step(self) -> None:
         """One iteration: draw, clip, sum, add noise, move.
@@ -399,9 +402,16 @@ class Trainer:
             {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)}
         )
 
+    def _begin(self) -> None:
+        """What comes before the first batch; a run that goes on does it again, to the bit."""
+        self._stages.begin(self.model)
+        self._open_entry()
+
     def _open_entry(self) -> None:
         """Puts the preregistered maximum of iterations on the ledger, before any batch is drawn."""
         mechanism = self._plan.mechanism
+        if mechanism.iterations == 0 or any(e.kind == "training" for e in self._ledger.entries):
+            return
         private = mechanism.noise_multiplier > 0
         self._ledger.append(
             kind="training",

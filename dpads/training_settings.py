@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from dpads.optimizers import (
     check_table_optimizer,
     optimizer_to_dict,
 )
+from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 from dpads.tables import check_table_noise
 
 
@@ -63,6 +65,9 @@ class TrainingSettings:
         noise_seed: for tests only; recorded, and voids the claim.
         positive_weight: factor of the losses of positive examples.
         negative_weight: factor of the losses of negative examples.
+        prior: where the output starts.
+        recalibration: what is fitted after training, where the plan has a release for it.
+        selection: which rows of tables are trained, where the plan has a release for it.
     """
 
     backend: str = "torch"
@@ -73,6 +78,9 @@ class TrainingSettings:
     noise_seed: int | None = None
     positive_weight: float = 1.0
     negative_weight: float = 1.0
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    recalibration: RecalibrationConfig = field(default_factory=RecalibrationConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
         check_table_noise(self.table_noise)
@@ -95,6 +103,9 @@ class TrainingSettings:
             "noise_seed": self.noise_seed,
             "positive_weight": self.positive_weight,
             "negative_weight": self.negative_weight,
+            "prior": dataclasses.asdict(self.prior),
+            "recalibration": dataclasses.asdict(self.recalibration),
+            "selection": dataclasses.asdict(self.selection),
         }
 
 

@@ -16,9 +16,10 @@ LAYERS = [
     {
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
         "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
-        "synthetic", "resources", "preparing", "units", "plan_rows", "selection",
+        "synthetic", "resources", "preparing", "units", "plan_rows", "selection", "private_sums", "prior",
+        "recalibration", "label_sums",
     },
-    {"training", "checkpoint", "evaluation", "intervals", "predicting", "benching"},
+    {"training", "release_stages", "checkpoint", "evaluation", "intervals", "reliability", "predicting", "benching"},
     {
         "cli", "report", "record", "run", "exporting", "estimators", "verifying", "sweep", "sweeping",
         "selecting", "tune_config", "private_selection", "private_score", "recipe", "recipes",

@@ -1,0 +1,150 @@
+"""Noisy sums over privacy units: the one mechanism of every access beside training.
+
+Each unit has one vector, the sum over its rows. The vector is scaled to an L2 norm of at most
+`release.l2_clip_norm`, the vectors are summed, and every coordinate of the sum, whether anybody has it or
+not, gets Gaussian noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.accounting.ledger import Ledger
+from dpads.accounting.releases import Release
+from dpads.errors import ConfigError
+from dpads.kernels.gaussian import NORMALS_PER_ROW, fill_normals
+from dpads.noise import RunKeys, to_public_grid
+
+# Sums are whole multiples of the norm bound times this: exact in int64, in any order, for 2^32 units.
+GRID_BITS: Final = 30
+NOISED_AT_A_TIME: Final = 1 << 20  # coordinates, a multiple of NORMALS_PER_ROW
+
+
+@dataclass(frozen=True)
+class UnitVectors:
+    """Sparse vectors of some units; secret.
+
+    Attributes:
+        offsets: int64[units + 1], unit u has the entries offsets[u] to before offsets[u + 1].
+        places: int64[entries], coordinates; one that stands several times in a unit is summed.
+        values: float64[entries]; a unit with one that is not finite counts as zero.
+    """
+
+    offsets: NDArray[np.int64]
+    places: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def noisy_sum(
+    release: Release,
+    coordinates: int,
+    keys: RunKeys,
+    ledger: Ledger,
+    description: str,
+    read: Callable[[], Iterable[UnitVectors]],
+) -> NDArray[np.float64]:
+    """The sum of all units' clipped vectors, with noise.
+
+    Args:
+        release: the mechanism, from the plan.
+        coordinates: of a vector; public.
+        keys: of the run; noise has keys that serve this release alone.
+        ledger: gets an entry, unless a run that was cut off has put it there.
+        description: of the entry.
+        read: the units' vectors, each unit once.
+
+    Returns:
+        float64[coordinates], on the public grid of its noise.
+
+    Guarantees:
+        - The ledger's entry is durable before the first vector is read.
+        - One unit more or less moves the sum by at most l2_clip_norm, whatever its rows hold and however
+          many there are.
+        - Every coordinate has noise, those that no unit has included.
+        - The same units under the same keys give the same release to the bit; other sums draw other
+          noise.
+    """
+    announce(release, ledger, description)
+    sums = np.zeros(coordinates, np.int64)
+    for vectors in read():
+        add_clipped(sums, vectors, release.l2_clip_norm)
+    return with_noise(sums, release, keys)
+
+
+def announce(release: Release, ledger: Ledger, description: str) -> None:
+    """Puts a release on the ledger, unless a run that was cut off has done so."""
+    if any(entry.kind == release.kind for entry in ledger.entries):
+        return
+    ledger.append(
+        kind=release.kind,
+        description=description,
+        rows="train",
+        treatment="covered_by_accounting",
+        dp_event=release.event(),
+    )
+
+
+def add_clipped(sums: NDArray[np.int64], vectors: UnitVectors, l2_clip_norm: float) -> None:
+    """Adds units' clipped vectors to a sum in multiples of l2_clip_norm * 2^-GRID_BITS; secret.
+
+    Entries are rounded towards zero, so that no vector gets longer; the sum is exact.
+    """
+    units, places, values = _merged(vectors)
+    if len(places) == 0:
+        return
+    if places.min() < 0 or places.max() >= len(sums):
+        raise ConfigError(f"Expected places of {len(sums)} coordinates, got others.")
+    number = len(vectors.offsets) - 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Shares of the bound: squares of what is far larger overflow, and such a unit counts as zero.
+        parts = values / l2_clip_norm
+        norms = np.sqrt(np.bincount(units, weights=parts * parts, minlength=number))
+        factors = np.where(np.isfinite(norms), 1.0 / np.maximum(norms, 1.0), 0.0)
+        # Room for the rounding of norm and product: never longer than the bound.
+        factors *= np.where(norms > 1.0 - 2.0**-40, 1.0 - 2.0**-40, 1.0)
+        scaled = np.where(factors[units] > 0.0, parts * factors[units], 0.0)
+    whole = np.trunc(scaled * 2.0**GRID_BITS).astype(np.int64)
+    np.add.at(sums, places, whole)
+
+
+def _merged(
+    vectors: UnitVectors,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Entries with their unit, each place of a unit once."""
+    number = len(vectors.offsets) - 1
+    units = np.repeat(np.arange(number), np.diff(vectors.offsets))
+    order = np.lexsort((vectors.places, units))
+    units, places, values = units[order], vectors.places[order], vectors.values[order]
+    if len(places) == 0:
+        return units, places, values
+    first = np.concatenate(([True], (places[1:] != places[:-1]) | (units[1:] != units[:-1])))
+    starts = np.flatnonzero(first)
+    with np.errstate(over="ignore", invalid="ignore"):
+        summed = np.add.reduceat(values, starts)
+    return units[starts], places[starts], summed
+
+
+def with_noise(sums: NDArray[np.int64], release: Release, keys: RunKeys) -> NDArray[np.float64]:
+    """The sum with noise on every coordinate, rounded to the public grid.
+
+    The key is bound to the sums: two sums never share a draw, whatever made them differ.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(sums, "<i8").tobytes()).hexdigest()
+    key = keys.key("private_sum", release.kind, digest)
+    noisy = sums * (release.l2_clip_norm * 2.0**-GRID_BITS)
+    stddev = release.noise_stddev
+    for first in range(0, len(noisy), NOISED_AT_A_TIME):
+        part = noisy[first : first + NOISED_AT_A_TIME]
+        begin = first // NORMALS_PER_ROW
+        rows = np.arange(begin, begin + -(-len(part) // NORMALS_PER_ROW), dtype=np.int64)
+        draws = np.empty((len(rows), NORMALS_PER_ROW), np.float32)
+        fill_normals(key, rows, 0, draws)
+        part += stddev * draws.reshape(-1)[: len(part)].astype(np.float64)
+    result: NDArray[np.float64] = to_public_grid(noisy, stddev)
+    return result

@@ -1,0 +1,260 @@
+"""A calibration fitted to noisy sums along the logit: post-processing, it sees no row.
+
+At node b of the logit, with the hat function h_b (1 at its node, 0 at the next), the sums are
+
+    residuals[b] = sum_i h_b(z_i) * (y_i - f(z_i))      labels less what the model predicts
+    rows[b]      = sum_i h_b(z_i) * exposure_i          1 a row where the schema has no exposure
+
+with noise of a known size. Where true logits are g(z), residuals are sum_i h_b(z_i) * (f(g(z_i)) - f(z_i)) on
+average, which `rows` tells, and which is nothing at the identity: there no approximation enters. The fit is
+Bayesian with the identity as its centre, shrunk once more by how far it exceeds what noise alone would gain
+(after James and Stein 1961): where nothing is seen, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpads.models.calibration import Buckets, ScaleAndBias
+from dpads.schema import Task
+
+Vector = NDArray[np.float64]
+
+SPACING: Final = 1.0
+NODES: Final = np.arange(-12.0, 4.0 + SPACING, SPACING)  # of the logit, or the logarithm of a rate
+
+# Before the sums are seen: of the bias at the centre, of the logarithm of the scale, of one bucket.
+BIAS_STDDEV: Final = 1.0
+SCALE_STDDEV: Final = 0.5
+BUCKET_STDDEV: Final = 0.5
+FARTHEST: Final = np.array([6.0, math.log(20.0)])
+_STARTS: Final = [
+    np.array([bias, scale]) for bias in np.linspace(-3.0, 3.0, 13) for scale in (-0.5, 0.0, 0.5)
+]
+_STEPS: Final = 60
+_SEEN: Final = 2.0  # standard deviations of noise that a node's rows must have to count at all
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a task expects of a label, given a logit, and how that moves.
+
+    Attributes:
+        task: "ctr", "cvr" or "count".
+        largest_label: above which labels are cut, and so what is expected.
+        exposure: of a row; of counts.
+    """
+
+    task: Task
+    largest_label: float
+    exposure: float = 1.0
+
+    def of(self, logits: Vector, exposure: Vector | float = 1.0) -> Vector:
+        """The mean of the cut label of a row."""
+        if self.task != "count":
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+        return cut_mean(exposure * np.exp(np.minimum(logits, 60.0)), self.largest_label)
+
+    def rate(self, logits: Vector) -> Vector:
+        """The mean over one unit of exposure."""
+        return self.of(logits, self.exposure) / self.exposure
+
+    def slope(self, logits: Vector) -> Vector:
+        """The derivative of `rate`."""
+        return (self.rate(logits + _STEP) - self.rate(logits - _STEP)) / (2.0 * _STEP)
+
+    def curvature(self, logits: Vector) -> Vector:
+        """The second derivative of `rate`."""
+        outer = self.rate(logits + _STEP) + self.rate(logits - _STEP)
+        return (outer - 2.0 * self.rate(logits)) / _STEP**2
+
+    def variance(self, logits: Vector) -> Vector:
+        """At most the variance of a row's cut label over its exposure."""
+        rate = self.rate(logits)
+        return rate if self.task == "count" else rate * (1.0 - rate)
+
+
+_STEP: Final = 1e-3
+
+
+def cut_mean(means: Vector, largest: float) -> Vector:
+    """The mean of min(Y, largest) of a Poisson count Y, float64[n]."""
+    from scipy.special import gammaincc
+
+    whole = math.floor(largest)
+    # E min(Y, L) = m P(Y <= [L] - 1) + L P(Y > [L]), where P(Y <= k) is the upper incomplete gamma function
+    below = means * (gammaincc(whole, means) if whole > 0 else 0.0)
+    return np.asarray(below + largest * (1.0 - gammaincc(whole + 1, means)))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Noisy sums along the nodes, and the noise in them.
+
+    Attributes:
+        residuals: float64[nodes].
+        rows: float64[nodes], in units of exposure.
+        residual_stddev: of the noise of one residual; public.
+        rows_stddev: of the noise of one of `rows`; public.
+        means: of the labels.
+    """
+
+    residuals: Vector
+    rows: Vector
+    residual_stddev: float
+    rows_stddev: float
+    means: Means
+
+    def __post_init__(self) -> None:
+        # What is within the noise is no rows: it would only let noise of other nodes in.
+        kept = np.where(self.rows > _SEEN * self.rows_stddev, self.rows, 0.0)
+        object.__setattr__(self, "rows", kept)
+
+    @property
+    def centre(self) -> float:
+        """The logit at which the sums say most; 0 where nothing is seen."""
+        weights = self.rows * self.means.slope(NODES)
+        total = float(weights.sum())
+        return float(weights @ NODES) / total if total > 0.0 else 0.0
+
+
+def fit_scale_and_bias(seen: Seen) -> ScaleAndBias:
+    """Scale and bias, the identity where nothing is seen beyond the noise."""
+    centre = seen.centre
+
+    def calibrated(at: Vector) -> Callable[[Vector], Vector]:
+        return lambda logits: centre + at[0] + math.exp(at[1]) * (logits - centre)
+
+    def chi2(at: Vector, variance: Vector) -> float:
+        return float(np.sum((seen.residuals - _expected(seen, calibrated(at))) ** 2 / variance))
+
+    at, prior = np.zeros(2), np.array([BIAS_STDDEV, SCALE_STDDEV])
+    variance = _variance(seen, NODES)
+    for _ in range(3):  # what the labels themselves vary by goes by the calibrated rate
+
+        def objective(x: Vector, variance: Vector = variance) -> float:
+            return chi2(x, variance) + float(np.sum((x / prior) ** 2))
+
+        # From the best of a few places, for there may be several minima.
+        at = _minimised(objective, min([at, *_STARTS], key=objective))
+        variance = _variance(seen, calibrated(at)(NODES))
+    gained = chi2(np.zeros(2), variance) - chi2(at, variance)
+    at = at * _shrunk(gained, 2)
+    scale = math.exp(float(at[1]))
+    return ScaleAndBias(scale=scale, bias=float(at[0]) + centre * (1.0 - scale))
+
+
+def fit_buckets(seen: Seen) -> Buckets:
+    """Scale and bias first, then what the single nodes show beyond them, kept from falling."""
+    first = fit_scale_and_bias(seen)
+    values = first.apply(NODES)
+    variance = _variance(seen, values)
+    left = seen.residuals - _expected(seen, first.apply)
+    # Hat functions of neighbours overlap: with evenly spread rows 2/3 of a node's rows see its own value
+    # and a sixth those of the nodes beside.
+    weights = seen.rows * seen.means.slope(values)
+    moves = np.diag(weights * 2.0 / 3.0)
+    beside = 0.5 * (weights[1:] + weights[:-1]) / 6.0
+    moves += np.diag(beside, 1) + np.diag(beside, -1)
+    normal = moves.T @ (moves / variance[:, None]) + np.eye(len(NODES)) / BUCKET_STDDEV**2
+    change = np.linalg.solve(normal, moves.T @ (left / variance))
+    gained = float(np.sum(left**2 / variance) - np.sum((left - moves @ change) ** 2 / variance))
+    trusted = np.maximum(np.diag(normal), 0.0)
+    values = values + np.clip(change, -2.0, 2.0) * _shrunk(gained, int((weights > 0).sum()))
+    rising = _pooled(values, trusted)
+    return Buckets(tuple(NODES.tolist()), tuple(rising.tolist()))
+
+
+def _expected(seen: Seen, calibrate: Callable[[Vector], Vector]) -> Vector:
+    """Expected residuals at the nodes where true logits are `calibrate` of the model's.
+
+    A hat function averages over its neighbourhood: with D the change of the mean and n the rows, the sum at
+    a node is n (D + h^2/12 D'') + h/12 (n_next - n_previous) D', to the fourth order of the spacing h.
+    """
+    means, step = seen.means, 1e-3
+
+    def change(logits: Vector) -> Vector:
+        return means.rate(calibrate(logits)) - means.rate(logits)
+
+    here, above, below = change(NODES), change(NODES + step), change(NODES - step)
+    second = (above - 2.0 * here + below) / step**2
+    first = (above - below) / (2.0 * step)
+    around = np.zeros(len(NODES))
+    around[1:-1] = seen.rows[2:] - seen.rows[:-2]
+    expected = seen.rows * (here + SPACING**2 / 12.0 * second) + SPACING / 12.0 * around * first
+    return np.asarray(np.where(seen.rows > 0.0, expected, 0.0))
+
+
+def _variance(seen: Seen, logits: Vector) -> Vector:
+    """Of a node's residual: the noise's, and the labels' own."""
+    return seen.residual_stddev**2 + seen.rows * seen.means.variance(logits)
+
+
+def _shrunk(gained: float, parameters: int) -> float:
+    """How much of a change to keep, by how much better it is than noise alone would make it.
+
+    Noise alone gains as much as there are parameters, on average; up to twice that nothing is kept.
+    """
+    if gained <= 0.0:
+        return 0.0
+    return float(max(0.0, 1.0 - (2.0 * parameters / gained) ** 2))
+
+
+def _minimised(objective: Callable[[Vector], float], start: Vector) -> Vector:
+    """A minimum near the start, by Newton steps that are halved until they help."""
+    at, value = start, objective(start)
+    step = 1e-4
+    for _ in range(_STEPS):
+        moved = [np.eye(2)[i] * step for i in range(2)]
+        gradient = np.array([(objective(at + d) - objective(at - d)) / (2 * step) for d in moved])
+        hessian = np.array(
+            [
+                [
+                    (
+                        objective(at + a + b)
+                        - objective(at + a - b)
+                        - objective(at - a + b)
+                        + objective(at - a - b)
+                    )
+                    / (4 * step * step)
+                    for b in moved
+                ]
+                for a in moved
+            ]
+        )
+        curvatures, axes = np.linalg.eigh(hessian)
+        # Where it is not convex, downhill all the same.
+        direction = -axes @ ((axes.T @ gradient) / np.maximum(np.abs(curvatures), 1e-6))
+        size = 1.0
+        while size > 1e-6:
+            tried = np.clip(at + size * direction, -FARTHEST, FARTHEST)
+            reached = objective(tried)
+            if reached < value:
+                break
+            size /= 2.0
+        else:
+            break
+        done = value - reached < 1e-9 * (1.0 + abs(value))
+        at, value = tried, reached
+        if done:
+            break
+    return at
+
+
+def _pooled(values: Vector, weights: Vector) -> Vector:
+    """The nearest values that do not fall: pool adjacent violators."""
+    blocks: list[tuple[float, float, int]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        mean, mass, count = value, max(weight, 1e-12), 1
+        while blocks and blocks[-1][0] > mean:
+            before, other, number = blocks.pop()
+            mean = (before * other + mean * mass) / (other + mass)
+            mass, count = mass + other, count + number
+        blocks.append((mean, mass, count))
+    return np.array([mean for mean, _, count in blocks for _ in range(count)])

@@ -1,0 +1,71 @@
+"""What a trainer releases beside training: before the first batch, and after the last."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from dpads.accounting.ledger import Ledger
+from dpads.models.base import Model
+from dpads.noise import RunKeys
+from dpads.plan import Plan
+from dpads.prior import counted_offset, public_offset
+from dpads.recalibration import recalibrated
+from dpads.store import ExampleStore
+from dpads.training_settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class ReleaseStages:
+    """The releases of one run.
+
+    Attributes:
+        plan: says which there are, and their noise.
+        store: the training rows, capped.
+        settings: of the training.
+        keys: of the run.
+        ledger: gets an entry for each, before its rows are read.
+    """
+
+    plan: Plan
+    store: ExampleStore
+    settings: TrainingSettings
+    keys: RunKeys
+    ledger: Ledger
+
+    def begin(self, model: Model) -> None:
+        """Sets the offset of a model's output; a run that goes on gets the same to the bit."""
+        settings = self.settings
+        offset = public_offset(settings.prior, self.store.schema, model.output)
+        counted = self.plan.release("dp_count")
+        if counted is not None:
+            offset = counted_offset(
+                counted,
+                self.store,
+                self.plan.privacy,
+                settings.recalibration,
+                model.output,
+                self.keys,
+                self.ledger,
+            )
+        model.output = dataclasses.replace(model.output, offset=offset)
+
+    def finish(self, model: Model) -> None:
+        """Fits the calibration of a finished model, where the plan has a release for it.
+
+        The noise is bound to the sums that it hides: what is cut off and made again gives the same
+        calibration, or one whose noise has nothing in common with the first one's.
+        """
+        release = self.plan.release("recalibration")
+        if release is None:
+            return
+        calibration = recalibrated(
+            release,
+            model,
+            self.store,
+            self.plan.privacy,
+            self.settings.recalibration,
+            self.keys,
+            self.ledger,
+        )
+        model.output = dataclasses.replace(model.output, calibration=calibration)
