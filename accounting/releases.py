@@ -20,6 +20,13 @@ AFTER_TRAINING = ("recalibration",)
 
 KINDS = (*BEFORE_TRAINING, *AFTER_TRAINING)
 
+WORDS: Mapping[str, str] = {
+    "dp_count": "a noisy count for where its output starts",
+    "selection": "a noisy count that selects rows of its tables",
+    "recalibration": "a noisy recalibration",
+}
+"""Each kind in a few words."""
+
 _LARGEST_MU = 10.0  # a release is never less noisy than its norm bound's tenth, whatever its share
 _LARGEST_EPSILON = 500.0  # past it nothing is protected, and exp(epsilon) comes near float64's end
 

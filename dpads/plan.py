@@ -32,6 +32,7 @@ from dpads.accounting.mechanism import (
     whole_number,
 )
 from dpads.accounting.releases import (
+    WORDS,
     Release,
     Wanted,
     composed_with,
@@ -52,6 +53,7 @@ __all__ = [
     "Wanted",
     "calibrate",
     "resolve",
+    "training_words",
 ]
 
 DatasetSizeStatus = Literal["public", "asserted_public", "private"]
@@ -204,6 +206,13 @@ class Plan:
             releases=tuple(Release.from_dict(item) for item in values.get("releases", ())),
             carried=values.get("carried"),
         )
+
+
+def training_words(plan: Plan) -> str:
+    """What a run does to its training rows, in words for its ledger."""
+    words = f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables"
+    beside = [WORDS[release.kind] for release in plan.releases]
+    return words if not beside else f"{words}, with {' and '.join(beside)}"
 
 
 def resolve(

@@ -12,7 +12,7 @@ from dpads.accounting import events
 from dpads.accounting.tuning import SelectionNoise, noise_for_selection, selection_refusal
 from dpads.config import Config
 from dpads.errors import ConfigError
-from dpads.plan import DpSgdConfig, Plan
+from dpads.plan import Plan
 from dpads.private_selection_worker import TuningRows, check_room, open_tuning_rows
 from dpads.run_data import resolve_plan
 from dpads.sweep_config import SweepConfig
@@ -100,15 +100,14 @@ class Prepared:
         rows = open_tuning_rows(asked.base, folder, tune.score_share, tune.score_seed, on_prepare)
         # Counted before units are set aside.
         units = rows.all.train.num_units(asked.base.privacy.unit)
-        mechanisms = [_plan(config, 1.0, units).mechanism for config in asked.configs]
-        for config, mechanism in zip(asked.configs, mechanisms, strict=True):
-            check_room(config, mechanism, performance)
+        for config in asked.configs:
+            check_room(config, _plan(config, 1.0, units).mechanism, performance)
         plan = rows.all.plan
         reason = selection_refusal(plan.event(), plan.relation)
         if reason is not None:
             raise ConfigError(f"Private selection is not offered here: {reason}. Use dpads sweep.")
         noise = noise_for_selection(
-            [_event_of(mechanism) for mechanism in mechanisms],
+            [_event_of(config, units) for config in asked.configs],
             score=events.gaussian,
             mean=tune.mean_trials,
             shape=tune.shape,
@@ -177,6 +176,6 @@ def _noisy(config: Config, noise_multiplier: float) -> Config:
     return dataclasses.replace(config, privacy=privacy)
 
 
-def _event_of(mechanism: DpSgdConfig) -> Callable[[float], events.EventTree]:
-    """The event of a mechanism at any noise multiplier."""
-    return lambda noise: dataclasses.replace(mechanism, noise_multiplier=noise).event()
+def _event_of(config: Config, units: int) -> Callable[[float], events.EventTree]:
+    """The event of a candidate at any noise multiplier of its training, releases beside it included."""
+    return lambda noise: _plan(config, noise, units).event()

@@ -9,6 +9,7 @@ from pathlib import Path
 from dpads import record as files
 from dpads.accounting.ledger import Ledger
 from dpads.evaluation import evaluate_model, no_metrics
+from dpads.plan import training_words
 from dpads.private_selection_plan import Prepared
 from dpads.private_selection_worker import FACTS
 from dpads.run import Run, note_evaluation
@@ -35,8 +36,7 @@ def selected_run(
     if "selected_training" not in noted:
         ledger.append(
             kind="selected_training",
-            description=f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables: the "
-            "run that was selected",
+            description=f"{training_words(plan)}: the run that was selected",
             rows="train",
             treatment="covered_by_accounting",
             details={"dp_event": plan.event()},

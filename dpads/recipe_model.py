@@ -6,7 +6,9 @@ from pathlib import Path
 
 from dpads import record as files
 from dpads.accounting.ledger import Ledger
+from dpads.accounting.releases import KINDS as RELEASES
 from dpads.errors import RunError
+from dpads.plan import training_words
 from dpads.recipe_budget import MODEL, STAGES, FilterFile
 from dpads.run import Run
 from dpads.sweep_folder import TRIALS
@@ -39,8 +41,7 @@ def chosen_run(folder: Path, stage: str, trial: str, ledger: Ledger) -> Run:
         whole.append(**entry.to_dict())
     whole.append(
         kind="selected_training",
-        description=f"{chosen.plan.mechanism.iterations} iterations of DP-SGD over tower and tables: the "
-        "run that was chosen",
+        description=f"{training_words(chosen.plan)}: the run that was chosen",
         rows="train",
         treatment="covered_by_accounting",
         details={"dp_event": event},
@@ -49,7 +50,8 @@ def chosen_run(folder: Path, stage: str, trial: str, ledger: Ledger) -> Run:
     # What comes before its training is what the recipe did until then, and is there already.
     begun = next(place for place, entry in enumerate(own) if entry.kind == "training")
     for entry in own[begun + 1 :]:
-        whole.append(**entry.to_dict())
+        if entry.kind not in RELEASES:  # inside of the run's event, which the filter covers
+            whole.append(**entry.to_dict())
     run = Run(
         model=chosen.model,
         plan=chosen.plan,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dpads import record as files
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import EventTree
+from dpads.accounting.events import EventTree, composed
 from dpads.accounting.ledger import Ledger, LedgerEntry
+from dpads.accounting.releases import KINDS as RELEASES
 from dpads.errors import ConfigError, InputError, RunError
 from dpads.run_data import resolve_plan
 from dpads.sweep_folder import SWEEP_TOML
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dpads.sweep_config import Trial
     from dpads.sweeping import Sweep
 
-_OWN_TRAINING: Final = ("trial", "training", "training_finished")
+_OWN_TRAINING: Final = ("trial", "training", "training_finished", *RELEASES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,8 @@ def check_winner(winner: Run, trial: Trial, trainings: Sequence[Training]) -> No
         RunError: its ledger holds another training than the sweep's.
     """
     announced = [t.event for t in trainings if t.trial == trial.name and t.began]
-    own = [entry.dp_event for entry in winner.ledger.entries if entry.kind == "training"]
-    if not announced or own != announced[-1:]:
+    own = [e.dp_event for e in winner.ledger.entries if e.kind in ("training", *RELEASES)]
+    if not announced or composed([e for e in own if e is not None]) != announced[-1]:
         raise RunError(
             f"{winner.path}: its ledger holds another training than the sweep announced for trial "
             f"{trial.name}: a folder was exchanged. Nothing is selected; restore the trial's own."
