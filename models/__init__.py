@@ -11,6 +11,7 @@ from dpads.models.dcn import Dcn
 from dpads.models.deepfm import DeepFm
 from dpads.models.dlrm import Dlrm
 from dpads.models.fm import Fm
+from dpads.models.from_torch import TorchModule, from_torch
 from dpads.models.layout import Layout
 from dpads.models.logistic import Logistic
 from dpads.models.mlp import Mlp
@@ -25,5 +26,7 @@ __all__ = [
     "Logistic",
     "Mlp",
     "Model",
+    "TorchModule",
     "describe",
+    "from_torch",
 ]
