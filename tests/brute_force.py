@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,37 +17,39 @@ import dpads
 ROWS = 7
 
 
+@cache
+def module_of(model: Any) -> torch.nn.Module:
+    """The tower's definition in float64; test_models.py compares it with the papers' equations."""
+    return copy.deepcopy(model.tower.module).double()
+
+
+def pooled(table: torch.Tensor, batch: Any, field: Any, i: int) -> torch.Tensor:
+    """What a field of example i reads in a table."""
+    total = torch.zeros(table.shape[1], dtype=torch.float64)
+    if not field.is_bag:
+        row = int(batch.scalar_ids[i, batch.field_names.index(field.name)])
+        return table[row] if row >= 0 else total
+    bag = batch.bags[field.name]
+    used = 0
+    for k in range(bag.offsets[i], bag.offsets[i + 1]):
+        if bag.values[k] >= 0:
+            weight = 1.0 if bag.weights is None else float(bag.weights[k])
+            total = total + weight * table[int(bag.values[k])]
+            used += 1
+    return total / used if field.pooling == "mean" and used else total
+
+
 def logit(model: Any, params: dict[str, torch.Tensor], batch: Any, i: int) -> torch.Tensor:
     """The logit of example i from tables and tower parameters in float64."""
-    parts = []
-    schema = model.schema
-    for name in schema.categorical:
-        table = params["tables." + table_of(schema, name)]
-        row = int(batch.scalar_ids[i, batch.field_names.index(name)])
-        parts.append(table[row] if row >= 0 else torch.zeros(table.shape[1], dtype=torch.float64))
-    for item in schema.bags:
-        table = params["tables." + table_of(schema, item.column)]
-        bag = batch.bags[item.column]
-        total = torch.zeros(table.shape[1], dtype=torch.float64)
-        used = 0
-        for k in range(bag.offsets[i], bag.offsets[i + 1]):
-            if bag.values[k] >= 0:
-                weight = 1.0 if bag.weights is None else float(bag.weights[k])
-                total = total + weight * table[int(bag.values[k])]
-                used += 1
-        parts.append(total / used if item.pooling == "mean" and used else total)
-    dense = torch.from_numpy(batch.dense[i].astype(np.float64))
-    if isinstance(model.description, dpads.models.Logistic):
-        linear = params["dense.linear.weight"][0] @ dense + params["dense.linear.bias"][0]
-        return sum((p.sum() for p in parts), linear)
-    hidden = torch.cat([*parts, dense])
-    layer = 0
-    while f"dense.hidden{layer}.weight" in params:
-        hidden = torch.relu(
-            params[f"dense.hidden{layer}.weight"] @ hidden + params[f"dense.hidden{layer}.bias"]
-        )
-        layer += 1
-    return (params["dense.output.weight"] @ hidden + params["dense.output.bias"])[0]
+    slots = [slot for group in model.layout.groups for slot in group.slots]
+    parts = [
+        pooled(params["tables." + slot.table], batch, slot.field, i)
+        for slot in sorted(slots, key=lambda slot: slot.column)
+    ]
+    features = torch.cat([*parts, torch.from_numpy(batch.dense[i].astype(np.float64))])
+    dense = {name: params["dense." + name] for name in model.dense}
+    logits: torch.Tensor = torch.func.functional_call(module_of(model), dense, (features[None],))
+    return logits[0] + model.output.offset
 
 
 def table_of(schema: Any, name: str) -> str:
