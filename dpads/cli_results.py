@@ -14,6 +14,7 @@ from dpads.cli_screen import (
     console,
     fail,
     measuring,
+    print_calibration,
     print_json,
     print_markdown,
     print_metrics,
@@ -52,24 +53,37 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write the metrics to this JSON file, which must not exist.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the reliability plot into this .png or .svg, which must not exist."
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print metrics on labelled rows: an exact read, which the run's ledger then says."""
     from dpads.record import new_file, to_json, write_text
+    from dpads.report_reliability import SUFFIXES, plot_of, write_plot
     from dpads.run import Run
     from dpads.run_data import opened
 
     if out is not None:
         new_file(out)
+    if plot is not None:
+        new_file(plot, suffix=plot.suffix if plot.suffix in SUFFIXES else SUFFIXES[0])
     loaded = Run.load(run)
     with console(stderr=True).status("evaluating"), opened(data, loaded.model.schema) as store:
         values = loaded.evaluate(store).to_dict()
     if out is not None:
         write_text(out, to_json(values))
+    if plot is not None and values.get("calibration_table"):
+        counts = loaded.model.schema.task == "count"
+        write_plot(plot_of(values, title="Reliability on labelled rows", counts=counts), plot)
     if json_:
         print_json(values)
     elif out is None:
         print_metrics("Metrics", {"model": values})
+        print_calibration(values.get("calibration_table", ()))
     say(
         "These metrics are exact reads of rows that may be training rows: the run's statement now says so, "
         "and its claim rests on their staying inside."

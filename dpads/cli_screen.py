@@ -147,7 +147,10 @@ def print_markdown(text: str) -> None:
 
 def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     """Metrics side by side; what is not defined is a dash, with the reason below."""
-    names = list(dict.fromkeys(n for values in columns.values() for n in values if _is_metric(n)))
+    from dpads.evaluation import BESIDE_METRICS
+
+    found = dict.fromkeys(name for values in columns.values() for name in values)
+    names = [name for name in found if name not in BESIDE_METRICS]
     rows = [
         [name.replace("_", " "), *(_number(values.get(name)) for values in columns.values())]
         for name in names
@@ -163,9 +166,25 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     print_table(title, ["", *heads], rows, caption="; ".join(f"–: {text}" for text in reasons))
 
 
-def _is_metric(name: str) -> bool:
-    """Whether a key of metrics.json is a metric of the model itself."""
-    return name not in {"undefined", "intervals", "reference", "relative_increase"}
+def print_calibration(table: Sequence[Mapping[str, Any]]) -> None:
+    """What was predicted against what happened, from the lowest predictions to the highest."""
+    if not table:
+        return
+    rows = []
+    for item in table:
+        fits = item["low"] <= item["predicted"] <= item["high"]
+        ends = f"{item['low']:.4g} to {item['high']:.4g}"
+        cells = (f"{item['predicted']:.4g}", f"{item['observed']:.4g}", ends, f"{item['rows']:,}")
+        rows.append(["" if fits else "*", *cells])
+    off = sum(row[0] == "*" for row in rows)
+    print_table(
+        "Calibration, rows in the order of their predictions",
+        ["", "predicted", "observed", "95 % interval", "rows"],
+        rows,
+        caption=f"*: the prediction is outside the interval, in {off} of {len(rows)} bins"
+        if off
+        else "",
+    )
 
 
 def _number(value: float | None) -> str:

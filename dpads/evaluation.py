@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dpads.errors import DataError
 from dpads.intervals import Interval, binary_intervals, count_intervals
+from dpads.reliability import Bin, assign_bins, calibration_table, to_plain
 from dpads.schema import Task
 
 if TYPE_CHECKING:
@@ -38,7 +39,17 @@ HEADLINE_LOSS: Final[Mapping[Task, str]] = {
     "cvr": "auc_loss",
     "count": "poisson_log_loss",
 }
-ECE_BINS: Final = 20
+# What metrics.json holds beside the model's own metrics.
+BESIDE_METRICS: Final = frozenset(
+    {
+        "undefined",
+        "intervals",
+        "calibration_table",
+        "reference",
+        "relative_increase",
+        "before_recalibration",
+    }
+)
 # Rows that are predicted at a time.
 READ_ROWS: Final = 65_536
 # A float32 probability cannot be nearer to 1 than this; a logarithm of 0 is cut there.
@@ -53,6 +64,7 @@ class Metrics(dict[str, float | None]):
     Attributes:
         undefined: the reason for every metric that is None.
         intervals: 95 % confidence intervals, (low, high), of those that have one.
+        calibration_table: what was predicted against what happened, in bins of equally many rows.
     """
 
     def __init__(
@@ -60,16 +72,20 @@ class Metrics(dict[str, float | None]):
         values: Mapping[str, float | None],
         undefined: Mapping[str, str] | None = None,
         intervals: Mapping[str, Interval] | None = None,
+        calibration_table: Sequence[Bin] = (),
     ) -> None:
         super().__init__(values)
         self.undefined: dict[str, str] = dict(undefined or {})
         self.intervals: dict[str, Interval] = dict(intervals or {})
+        self.calibration_table: tuple[Bin, ...] = tuple(calibration_table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the metrics, their intervals, and `undefined` where one is null."""
+        """Plain data for JSON: the metrics, what belongs to them, and `undefined` where one is null."""
         result: dict[str, Any] = {**self}
         if self.intervals:
             result["intervals"] = {name: list(ends) for name, ends in self.intervals.items()}
+        if self.calibration_table:
+            result["calibration_table"] = to_plain(self.calibration_table)
         if self.undefined:
             result["undefined"] = dict(self.undefined)
         return result
@@ -101,9 +117,9 @@ def metrics(
         weights: float[n], non-negative factors of the rows, or None.
 
     Returns:
-        Every metric of the task, and 95 % confidence intervals in `intervals`. One that the rows do
-        not define (one class only, no rows, a prediction that is not finite) is None and its reason is
-        in `undefined`.
+        Every metric of the task, 95 % confidence intervals in `intervals`, and the calibration table. A
+        metric that the rows do not define (one class only, no rows, a prediction that is not finite) is
+        None and its reason is in `undefined`.
 
     Raises:
         DataError: lengths differ, or labels, probabilities or weights are out of range.
@@ -248,7 +264,8 @@ def _binary(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float6
     else:
         for name in ("auc", "auc_loss", "pr_auc", "normalized_entropy"):
             undefined[name] = "the rows hold one class only"
-    return Metrics(values, undefined, binary_intervals(y, p, w, losses, values))
+    intervals = binary_intervals(y, p, w, losses, values)
+    return Metrics(values, undefined, intervals, calibration_table(y, p, w, counts=False))
 
 
 def _count(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]) -> Metrics:
@@ -262,7 +279,8 @@ def _count(y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64
         "rmse": float(root_mean_squared_error(y, p, sample_weight=w)),
         "calibration": _calibration(y, p, w, undefined),
     }
-    return Metrics(values, undefined, count_intervals(y, p, w, losses, values))
+    intervals = count_intervals(y, p, w, losses, values)
+    return Metrics(values, undefined, intervals, calibration_table(y, p, w, counts=True))
 
 
 def _calibration(
@@ -283,9 +301,7 @@ def _expected_calibration_error(
     y: NDArray[np.float64], p: NDArray[np.float64], w: NDArray[np.float64]
 ) -> float:
     """Mean over bins of equal mass; a function of the multiset of rows, never of their order."""
-    edges = np.quantile(p, np.arange(1, ECE_BINS) / ECE_BINS, method="inverted_cdf")
-    bins = np.searchsorted(edges, p, side="left")
-    gaps = np.bincount(bins, weights=w * (p - y), minlength=ECE_BINS)
+    gaps = np.bincount(assign_bins(p), weights=w * (p - y))
     return float(np.abs(gaps).sum() / w.sum())
 
 

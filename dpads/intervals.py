@@ -17,7 +17,7 @@ Vector: TypeAlias = NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 
 LEVEL: Final = 0.95
-_QUANTILE: Final = 1.959963984540054  # of the standard normal, at (1 + LEVEL) / 2
+QUANTILE: Final = 1.959963984540054  # of the standard normal, at (1 + LEVEL) / 2
 
 
 def binary_intervals(
@@ -98,7 +98,7 @@ def _calibration(y: Vector, p: Vector, w: Vector, ratio: float | None) -> dict[s
     """Of the sum of predictions over the sum of labels, which is a ratio."""
     if ratio is None or ratio <= 0.0 or len(y) < 2:
         return {}
-    relative = _QUANTILE * _stddev(w * (p - ratio * y) / float(w @ y)) / ratio
+    relative = QUANTILE * _stddev(w * (p - ratio * y) / float(w @ y)) / ratio
     # Beyond, a few positives tell nothing, and the exponential overflows.
     relative = min(relative, 50.0)
     return {"calibration": (ratio * math.exp(-relative), ratio * math.exp(relative))}
@@ -126,13 +126,13 @@ def _stddev(shifts: Vector) -> float:
 
 def _around(value: float, stddev: float) -> Interval:
     """A symmetric interval."""
-    return value - _QUANTILE * stddev, value + _QUANTILE * stddev
+    return value - QUANTILE * stddev, value + QUANTILE * stddev
 
 
 def _on_logit_scale(value: float, stddev: float) -> Interval:
     """An interval inside (0, 1)."""
     logit = math.log(value / (1.0 - value))
-    spread = min(_QUANTILE * stddev / (value * (1.0 - value)), 50.0)
+    spread = min(QUANTILE * stddev / (value * (1.0 - value)), 50.0)
     return _expit(logit - spread), _expit(logit + spread)
 
 

@@ -31,9 +31,9 @@ KINDS: Final = (
 RAMP: Final = (
     "#15107f", "#43129b", "#6a14a2", "#8d1f9d", "#ab2f8d", "#c4447a", "#d65a65", "#dd6f4d",
 )  # fmt: skip
-_PLAIN: Final = {"ink": "#18202c", "quiet": "#536071", "line": "#d5dce5"}
+PLAIN: Final = {"ink": "#18202c", "quiet": "#536071", "line": "#d5dce5"}
 _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
-_VEGA_LITE: Final = "6.4"
+VEGA_LITE: Final = "6.4"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Look:
 
     def colour(self, name: str) -> str:
         """One of the page's own colours: ink, quiet or line."""
-        return f"var(--{name})" if self.is_page else _PLAIN[name]
+        return f"var(--{name})" if self.is_page else PLAIN[name]
 
     def series(self, figure: Figure) -> list[str]:
         """The colour of each line."""
@@ -74,7 +74,7 @@ def page_spec(figure: Figure) -> dict[str, Any]:
     import vl_convert
 
     chart = _chart(figure, Look(is_page=True)).properties(width="container", height=300)
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart.to_dict(), vl_version=_VEGA_LITE)
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart.to_dict(), vl_version=VEGA_LITE)
     return spec
 
 
@@ -88,7 +88,7 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     spec = chart.to_dict()
     folder.mkdir(mode=0o700, exist_ok=True)
     svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
-    drawn = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
     write_bytes(svg, drawn.encode())
     write_bytes(png, vl_convert.svg_to_png(drawn, scale=2.0))
     return [svg, png]
@@ -98,7 +98,7 @@ def bundle() -> str:
     """Vega's JavaScript as one script that fetches nothing, the same for every chart of a page."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return script
 
 

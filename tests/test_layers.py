@@ -19,7 +19,10 @@ LAYERS = [
         "synthetic", "resources", "preparing", "units", "plan_rows", "selection", "private_sums", "prior",
         "recalibration", "label_sums",
     },
-    {"training", "release_stages", "checkpoint", "evaluation", "intervals", "reliability", "predicting", "benching"},
+    {
+        "training", "release_stages", "checkpoint", "evaluation", "intervals", "reliability", "predicting",
+        "benching",
+    },
     {
         "cli", "report", "record", "run", "exporting", "estimators", "verifying", "sweep", "sweeping",
         "selecting", "tune_config", "private_selection", "private_score", "recipe", "recipes",

@@ -29,7 +29,7 @@ from dpads.errors import (
     StoreError,
     VerificationError,
 )
-from dpads.evaluation import metrics
+from dpads.evaluation import BESIDE_METRICS, metrics
 from dpads.run_job import RunProgress
 from dpads.run_training import train_config
 from dpads.schema import FeatureSchema
@@ -64,8 +64,9 @@ def test_the_folder_holds_what_the_design_says(whole_run: Path) -> None:
 def test_metrics_json_has_the_model_the_reference_and_the_increase(whole_run: Path) -> None:
     values = json.loads((whole_run / "metrics.json").read_text())
     wanted = {"auc", "auc_loss", "pr_auc", "log_loss", "normalized_entropy", "calibration", "ece"}
-    assert wanted | {"intervals", "reference", "relative_increase"} == set(values)
-    assert wanted | {"intervals"} == set(values["reference"])
+    beside = {"intervals", "calibration_table"}
+    assert wanted | beside | {"reference", "relative_increase"} == set(values)
+    assert wanted | beside == set(values["reference"])
     low, high = values["intervals"]["auc"]
     assert low < values["auc"] < high
     loss, reference = values["auc_loss"], values["reference"]["auc_loss"]
@@ -77,9 +78,8 @@ def test_metrics_are_those_of_the_predictions(
 ) -> None:
     run = dpads.Run.load(whole_run)
     labels = click_log.table[3000:]["click"].to_numpy()
-    others = {"intervals", "reference", "relative_increase"}
     assert metrics("ctr", labels, run.predict(test_store)) == pytest.approx(
-        {k: v for k, v in run.metrics.items() if k not in others}
+        {k: v for k, v in run.metrics.items() if k not in BESIDE_METRICS}
     )
 
 

@@ -1,0 +1,243 @@
+"""The reliability plot: observed against predicted, on the diagonal where a model is calibrated.
+
+Scales are logarithmic where predictions differ much, as click probabilities do. What lies beyond an
+end, such as bins in which nothing was observed, is drawn at the end as an open mark.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dpads.reliability import Bin
+from dpads.sweep_charts import KINDS, PLAIN, VEGA_LITE
+
+if TYPE_CHECKING:
+    import altair as alt
+
+# Above this ratio of the largest to the smallest prediction, scales are logarithmic.
+MOST_LINEAR: Final = 8.0
+SUFFIXES: Final = (".png", ".svg")
+SIDE: Final = 420  # pixels
+BEFORE: Final = "before recalibration"
+AFTER: Final = "the model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """What a reliability plot shows.
+
+    Attributes:
+        title: of the plot.
+        notes: sentences beneath it, each on a line of its own.
+        bins: what was predicted and observed, by the name of each model.
+        counts: whether predictions are expected counts.
+    """
+
+    title: str
+    notes: Sequence[str]
+    bins: Mapping[str, Sequence[Bin]]
+    counts: bool
+
+    @property
+    def all_bins(self) -> list[Bin]:
+        """The bins of all models."""
+        return [item for bins in self.bins.values() for item in bins]
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the scales are logarithmic."""
+        predicted = [item.predicted for item in self.all_bins]
+        return min(predicted) > 0.0 and max(predicted) > MOST_LINEAR * min(predicted)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Where the grid runs: 1, 2, 5 and their tenfolds, or round steps."""
+        low, high = self.extent
+        if not self.is_log:
+            raw = high / 6.0
+            unit = 10.0 ** math.floor(math.log10(raw))
+            step = next(unit * m for m in (1.0, 2.0, 5.0, 10.0) if unit * m >= raw)
+            return [round(k * step, 12) for k in range(int(high / step) + 1)]
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        every = [m * 10.0**k for k in decades for m in (1.0, 2.0, 5.0)]
+        inside = [round(value, 12) for value in every if low <= value <= high]
+        return inside if len(inside) <= 9 else [v for v in inside if f"{v:e}".startswith("1")]
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Ends of both scales: they hold all predictions and what was observed, bars as far as they fit."""
+        bins = self.all_bins
+        values = [item.predicted for item in bins] + [item.observed for item in bins]
+        top = max(values)
+        if not self.is_log:
+            return 0.0, top * 1.08 if top > 0.0 else 1.0
+        bottom = min(value for value in values if value > 0.0)
+        # Rare bins reach far down: a decade below what was predicted is as far as anybody looks.
+        bottom = max(bottom, min(item.predicted for item in bins) / 10.0)
+        return bottom / 1.35, top * 1.35
+
+
+def chart(plot: Reliability, colours: Mapping[str, str], inks: Mapping[str, str]) -> Any:
+    """The plot as an Altair chart.
+
+    Args:
+        plot: what it shows.
+        colours: of the models, by name.
+        inks: colours by name: ink, quiet and line.
+    """
+    import altair as alt
+
+    low, high = plot.extent
+    scale = alt.Scale(type="log" if plot.is_log else "linear", domain=[low, high], nice=False)
+    what = "count" if plot.counts else "rate"
+    axis = alt.Axis(format="~g" if plot.counts else "~%", values=plot.ticks)
+    x = alt.X("predicted:Q", scale=scale, axis=axis, title=f"predicted {what}")
+    y = alt.Y("y:Q", scale=scale, axis=axis, title=f"observed {what}")
+    names = list(plot.bins)
+    legend = alt.Legend(title=None, orient="top", symbolSize=70) if len(names) > 1 else None
+    colour = alt.Color(
+        "model:N",
+        scale=alt.Scale(domain=names, range=[colours[name] for name in names]),
+        sort=names,
+        legend=legend,
+    )
+    data = [_datum(name, item, low, high) for name, bins in plot.bins.items() for item in bins]
+    ends = [{"predicted": low, "y": low}, {"predicted": high, "y": high}]
+    diagonal = _rows(ends).mark_line(strokeDash=[4, 4], strokeWidth=1.2, color=inks["quiet"])
+    bars = _rows(data).mark_rule(strokeWidth=1.4, strokeCap="round", opacity=0.75)
+    inside = _rows([row for row in data if not row["beyond"]])
+    marks = inside.mark_point(filled=True, size=52, opacity=1)
+    beyond = _rows([row for row in data if row["beyond"]])
+    open_marks = beyond.mark_point(filled=False, size=52, strokeWidth=1.6, shape="triangle-down")
+    tips = [
+        alt.Tooltip(f"{key}:N", title=title)
+        for key, title in (
+            ("model", "model"),
+            ("rows", "rows"),
+            ("predicted_text", "predicted"),
+            ("observed_text", "observed"),
+        )
+        if key != "model" or len(names) > 1
+    ]
+    layers = [
+        diagonal.encode(x=x, y=y),
+        bars.encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
+        marks.encode(x=x, y=y, color=colour, tooltip=tips),
+        open_marks.encode(x=x, y=y, color=colour, tooltip=tips),
+    ]
+    return (
+        alt.layer(*layers)
+        .properties(width=SIDE, height=SIDE)
+        .configure(font="sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=inks["quiet"], titleColor=inks["quiet"], gridColor=inks["line"],
+            domainColor=inks["line"], tickColor=inks["line"], labelFontSize=12, titleFontSize=12.5,
+            titleFontWeight="normal", labelOverlap="greedy", titlePadding=8,
+        )
+        .configure_legend(labelColor=inks["ink"], labelFontSize=12)
+    )  # fmt: skip
+
+
+def write_plot(plot: Reliability, path: Path) -> None:
+    """Writes the plot; the file's name says whether as .png or .svg."""
+    import altair as alt
+    import vl_convert
+
+    from dpads.record import write_bytes
+
+    drawn = chart(plot, {AFTER: KINDS[0], BEFORE: "#9aa7b8"}, PLAIN).properties(
+        title=alt.Title(
+            plot.title,
+            subtitle=[line for text in plot.notes for line in textwrap.wrap(text, 76)],
+            anchor="start",
+            frame="group",
+            fontSize=15,
+            subtitleFontSize=12,
+            subtitleLineHeight=16,
+            subtitlePadding=6,
+            offset=12,
+            color=PLAIN["ink"],
+            subtitleColor=PLAIN["quiet"],
+        ),
+        background="#ffffff",
+        padding=16,
+    )
+    svg = vl_convert.vegalite_to_svg(drawn.to_dict(), vl_version=VEGA_LITE)
+    if path.suffix == ".svg":
+        write_bytes(path, svg.encode())
+    else:
+        write_bytes(path, vl_convert.svg_to_png(svg, scale=2.0))
+
+
+def _datum(name: str, item: Bin, low: float, high: float) -> dict[str, Any]:
+    """A bin as a row of data; what is beyond an end of the scale stands at it."""
+
+    def held(value: float) -> float:
+        return min(max(value, low), high)
+
+    return {
+        "model": name,
+        "predicted": held(item.predicted),
+        "y": held(item.observed),
+        "low": held(item.low),
+        "high": held(item.high),
+        "beyond": not low <= item.observed <= high,
+        "rows": f"{item.rows:,}",
+        "predicted_text": f"{item.predicted:.4g}",
+        "observed_text": f"{item.observed:.4g} ({item.low:.4g} to {item.high:.4g})",
+    }
+
+
+def _rows(values: list[dict[str, Any]]) -> alt.Chart:
+    """A chart of rows that stand in it."""
+    import altair as alt
+
+    return alt.Chart(alt.Data(values=values))  # type: ignore[no-untyped-call]
+
+
+def plot_of(metrics: Mapping[str, Any], *, title: str, counts: bool) -> Reliability:
+    """The plot of what metrics.json holds.
+
+    Args:
+        metrics: with a calibration table, and perhaps that from before the recalibration.
+        title: of the plot.
+        counts: whether predictions are expected counts.
+    """
+    from dpads.reliability import from_plain
+
+    before = metrics.get("before_recalibration") or {}
+    bins = {AFTER: from_plain(metrics["calibration_table"])}
+    if before.get("calibration_table"):  # first: the other lies above it
+        bins = {BEFORE: from_plain(before["calibration_table"]), **bins}
+    return Reliability(title=title, notes=notes_of(metrics), bins=bins, counts=counts)
+
+
+def notes_of(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics beside the plot, with their intervals, and how to read it."""
+    words = {
+        "auc": "AUC",
+        "pr_auc": "PR AUC",
+        "normalized_entropy": "normalized entropy",
+        "log_loss": "log loss",
+        "poisson_log_loss": "Poisson log loss",
+        "calibration": "predictions over labels",
+    }
+    parts = []
+    for name, word in words.items():
+        value = metrics.get(name)
+        if value is None:
+            continue
+        ends = metrics.get("intervals", {}).get(name)
+        parts.append(f"{word} {value:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""))
+    count = len(metrics["calibration_table"])
+    return [
+        ", ".join(parts) + ".",
+        f"{count} bins of equally many rows; bars and brackets are 95 % intervals.",
+        "Above the dashed line predictions are too low, below it too high.",
+    ]
