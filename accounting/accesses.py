@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.wording import rows_words
 
 _STAGES: Mapping[str, str] = {
+    "earlier_run": "earlier_training",
     "training": "training",
     "dp_count": "class_prior_or_bias_init",
     "selection": "vocabulary_or_hashing",
@@ -25,6 +27,34 @@ _STAGES: Mapping[str, str] = {
     "unplanned_read": "monitoring_and_logs",
     "upstream": "filtering_or_downsampling",
 }
+
+_STARTS: Mapping[str | None, tuple[str, str, str, str]] = {
+    "not_covered": (
+        "Parameters start from those of an earlier run, which no event covers.",
+        "not_covered",
+        "auto",
+        "initialisation.from_earlier_run",
+    ),
+    "public_data_only": (
+        "Parameters start from given ones, in which people vouch that there is nothing of these rows.",
+        "public_data_only",
+        "human",
+        "initialisation.vouched_for",
+    ),
+    "covered_by_accounting": (
+        "Parameters start from those of an earlier run, whose event is counted.",
+        "covered_by_accounting",
+        "auto",
+        "initialisation.from_earlier_run",
+    ),
+    None: (
+        "Parameters start from init_seed, biases at zero.",
+        "data_independent",
+        "auto",
+        "initialisation.data_independent",
+    ),
+}
+"""Where parameters start, by the treatment of the earlier run; None: there is none."""
 
 _CHOOSING: Mapping[str, str] = {
     "evaluation": "model_selection",
@@ -148,13 +178,7 @@ def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
             "auto",
             "features.nothing_fitted",
         ),
-        _row(
-            "class_prior_or_bias_init",
-            "Parameters start from init_seed, biases at zero.",
-            "data_independent",
-            "auto",
-            "initialisation.data_independent",
-        ),
+        _start(runs),
         _row(
             "monitoring_and_logs",
             "Progress shows iterations, speed and the privacy loss; never a loss, a norm or a batch "
@@ -186,6 +210,20 @@ def _fixed(runs: JointRuns) -> list[dict[str, Any]]:
         text = f"The number of units, {size:,}, is configured and called public."
         filled_by, check = "human", "adjacency.public_numbers"
     return [*rows, _row("dataset_size", text, "declared_public", filled_by, check)]
+
+
+def _start(runs: JointRuns) -> dict[str, Any]:
+    """Where parameters start; over several runs what says least against a look is told first."""
+    starts = {start for run in runs.runs for start in (_treatments_of_start(run) or {None})}
+    known = [row for start, row in _STARTS.items() if start in starts]
+    _, treatment, filled_by, check_id = known[0]
+    text = " ".join(row[0] for row in known)
+    return _row("class_prior_or_bias_init", text, treatment, filled_by, check_id)
+
+
+def _treatments_of_start(run: StatementInputs) -> set[str | None]:
+    """How what a run starts from is treated."""
+    return {entry.treatment for entry in run.entries("earlier_run")}
 
 
 def _by_people(runs: JointRuns) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpads.accounting.checks import Basis, Check, Result
+from dpads.accounting.earlier import resting_on
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.relation import Relation
@@ -10,7 +11,13 @@ from dpads.accounting.relation import Relation
 
 def declaration_checks(inputs: StatementInputs) -> list[Check]:
     """The assumptions about public numbers and about looks at private rows without noise."""
-    return [*_public_numbers(inputs), *_fitted(inputs), *_ledger(inputs), *_kept_inside(inputs)]
+    return [
+        *_public_numbers(inputs),
+        *_fitted(inputs),
+        *_start(inputs),
+        *_ledger(inputs),
+        *_kept_inside(inputs),
+    ]
 
 
 def person(inputs: StatementInputs) -> Basis:
@@ -74,7 +81,11 @@ def _fitted(inputs: StatementInputs) -> list[Check]:
         Check(
             id="initialisation.data_independent",
             assumption="Initial parameters, biases included, do not come from the data, but by noisy "
-            "counts in the event.",
+            + (
+                "counts in the event and from what other checks of initialisation are about."
+                if inputs.entries("earlier_run")
+                else "counts in the event."
+            ),
             basis=Basis.ENFORCED,
             result=Result.VIOLATED if counted else Result.HOLDS,
             note="The ledger holds a count of training rows without noise." if counted else None,
@@ -91,6 +102,57 @@ def _fitted(inputs: StatementInputs) -> list[Check]:
                 result=Result.VIOLATED if exact else Result.HOLDS,
                 note="It was fitted on training rows without noise." if exact else None,
                 evidence=[_log(inputs)],
+            )
+        )
+    return checks
+
+
+def _start(inputs: StatementInputs) -> list[Check]:
+    """What training started from, where that was not made by init_seed."""
+    checks = []
+    earlier = inputs.entries("earlier_run")
+    on_private_rows = [entry for entry in earlier if entry.treatment != "public_data_only"]
+    if on_private_rows:
+        exact = any(entry.dp_event is None for entry in on_private_rows)
+        covered = [entry.details.get("earlier", {}) for entry in on_private_rows if entry.dp_event]
+        checks.append(
+            Check(
+                id="initialisation.from_earlier_run",
+                assumption="The parameters that training started from are the final ones of an earlier "
+                "run, and everything that its ledger covers is in the event: both runs compose, "
+                "whichever units are in both logs.",
+                basis=Basis.ENFORCED,
+                result=Result.VIOLATED if exact else Result.HOLDS,
+                note="The earlier run added no noise." if exact else None,
+                evidence=[
+                    Evidence(
+                        "log",
+                        f"ledger of {known['entries']} entries of the earlier run",
+                        known["head"],
+                    )
+                    for known in covered
+                    if known
+                ],
+            )
+        )
+    resting = resting_on(earlier)
+    if resting:
+        checks.append(
+            _by_people(
+                inputs,
+                "initialisation.earlier_assumptions",
+                f"What the guarantee of the earlier run rests on holds: {' '.join(resting)}",
+                "The statement of the earlier run is conditional.",
+            )
+        )
+    if len(on_private_rows) < len(earlier):
+        checks.append(
+            _by_people(
+                inputs,
+                "initialisation.vouched_for",
+                "The parameters that training started from hold nothing of anybody's data that this "
+                "guarantee is about.",
+                "Training started from given parameters; code cannot know what they were made of.",
             )
         )
     return checks

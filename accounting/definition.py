@@ -122,7 +122,10 @@ def _protected(runs: JointRuns) -> str:
             f"{PROTECTED} of each run that is stated here, with a private selection's best score; of its "
             "other runs nothing, not even their number, may ever be shown"
         )
-    return PROTECTED + (" of each run" if runs.counts_others else "")
+    text = PROTECTED + (" of each run" if runs.counts_others else "")
+    if any(item.entry.kind == "earlier_run" for item in runs.entries):
+        text += "; likewise of the earlier runs, whose parameters training started from"
+    return text
 
 
 def _released(runs: JointRuns) -> str:

@@ -189,6 +189,10 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             "tests/test_initialisation.py::test_initial_parameters_follow_from_schema_and_seed_alone",
         ),
     ),
+    "initialisation.from_earlier_run": (
+        (_CODE, "accounting/earlier.py::carried_event"),
+        (_TEST, _PLANTED),
+    ),
     "weights.before_clipping": (
         (_CODE, "dpads/clipping.py::clip_batch"),
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),

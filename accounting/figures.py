@@ -25,8 +25,8 @@ _TUNING: Mapping[str | None, str] = {
 }
 _LAWS: Mapping[float, str] = {0.0: "logarithmic", 1.0: "geometric"}
 
-FACTS = ("selection", "score", "sweep", "trials", "retrained")
-"""The details of a tuning entry that its item in accounting.entries has too."""
+FACTS = ("selection", "score", "sweep", "trials", "retrained", "earlier")
+"""The details of a tuning entry or an earlier run that its item in accounting.entries has too."""
 
 CAP_CHECK = "unit.cap_enforced"
 """The check that a guarantee for users stands on, and one for rows does not."""
@@ -185,8 +185,8 @@ class Figures:
 
 
 def _facts(entry: LedgerEntry) -> dict[str, Any]:
-    """What an entry says of the runs that were compared, as far as checks stand on it."""
-    known = entry.details if entry.kind == "tuning" else {}
+    """What an entry says of runs that were compared or came before, as far as checks stand on it."""
+    known = entry.details if entry.kind in ("tuning", "earlier_run") else {}
     return {key: known[key] for key in FACTS if key in known}
 
 

@@ -115,7 +115,7 @@ def _selection(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     accounting = data["accounting"]
     items = [item for item in accounting["entries"] if item["kind"] == "tuning"]
     selected = [item["covered_by"] for item in accounting.get("selected", [])]
-    if selected != [item["id"] for item in items]:
+    if selected != [item["id"] for item in items] or _earlier(data):
         return None
     event: Mapping[str, Any] = items[0]["dp_event"]
     return event if event["kind"] == "repeat_and_select" else None
@@ -147,7 +147,16 @@ def _beside(data: Mapping[str, Any]) -> list[str]:
     if tried:
         each = "the other training run" if tried == 1 else f"the {tried:,} other training runs"
         words.insert(0, f"{each} on the same rows that it was compared with")
-    return words
+    return [*_earlier(data), *words]
+
+
+def _earlier(data: Mapping[str, Any]) -> list[str]:
+    """The runs before that the figure covers, in words; [] where there are none."""
+    kinds = {item["kind"] for item in data["accounting"]["entries"]}
+    if "earlier_run" not in kinds:
+        return []
+    whose = "they start" if len(data["ledgers"]) > 1 else "it starts"
+    return [f"everything that is covered of the earlier runs whose parameters {whose} from"]
 
 
 def _unit(data: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from dpads.accounting.foreign import parse_json
 from dpads.errors import InputError, VerificationError
 
 KINDS: Mapping[str, str] = {
+    "earlier_run": "the runs before, whose final parameters this one starts from",
     "training": "a training run, opened before its first batch with the most iterations it may do",
     "training_finished": "how many iterations of the training entry before it ran",
     "dp_count": "a noisy count or sum, such as a bias prior",
@@ -57,9 +58,13 @@ TREATMENTS: Mapping[str, str] = {
 _WITHOUT_EVENT = frozenset({"training_finished", "unplanned_read", "selected_training"})
 _NEVER_COVERED = frozenset({"evaluation", "reference", "trial"})
 _OUTSIDE = ("not_covered", "not_released", "public_data_only")
+_EARLIER = ("covered_by_accounting", "not_covered", "public_data_only")
 _OF_TRAINING = frozenset(
-    {"training", "training_finished", "unplanned_read", "reference", "selected_training", "trial"}
-)
+    {
+        "training", "training_finished", "unplanned_read", "reference", "selected_training", "trial",
+        "earlier_run",
+    }
+)  # fmt: skip
 _FIRST = "0" * 64
 _LINE_KEYS = {"entry", "index", "previous", "sha256"}
 
@@ -79,7 +84,8 @@ class LedgerEntry:
             "selected_training" its "dp_event" is that of the run, which a tuning entry before it
             has to cover. "chose_configuration": True on an evaluation or a reference says that its
             result chose columns or hyperparameters of this model. A "trial" says of how many "trials"
-            this run is one, itself included.
+            this run is one, itself included. A covered "earlier_run" says of which "earlier" ledger its
+            event is: see `earlier.earlier_entry`.
 
     Raises:
         InputError: An unknown word, a covered access without an event, or an event on an access
@@ -109,8 +115,13 @@ class LedgerEntry:
                 f'"not_released", or "public_data_only", got "{self.treatment}": no event of it is on '
                 "this ledger."
             )
-        on_public_rows = (self.kind, self.treatment) == ("reference", "public_data_only")
-        on_other_rows = on_public_rows and self.rows == "none"
+        if self.kind == "earlier_run" and self.treatment not in _EARLIER:
+            raise InputError(
+                f'Expected a ledger entry of kind "earlier_run" to be {" or ".join(_EARLIER)}, got '
+                f'"{self.treatment}": parameters came from somewhere.'
+            )
+        of_others = self.kind in ("reference", "earlier_run")
+        on_other_rows = of_others and (self.treatment, self.rows) == ("public_data_only", "none")
         if self.kind in _OF_TRAINING and self.rows != "train" and not on_other_rows:
             raise InputError(
                 f'Expected a ledger entry of kind "{self.kind}" to be of rows "train", got "{self.rows}".'

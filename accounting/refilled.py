@@ -12,6 +12,7 @@ from dpads.accounting.ledger import LedgerEntry
 from dpads.errors import InputError, VerificationError
 
 _KINDS: Mapping[str, str] = {
+    "earlier_training": "earlier_run",
     "training": "training",
     "class_prior_or_bias_init": "dp_count",
     "vocabulary_or_hashing": "selection",

@@ -66,7 +66,8 @@ _OF_SOME_RUNS = frozenset(
         "calibration.accounted", "reference.kept_inside", "reference.chose_configuration",
         "evaluation.kept_inside", "evaluation.chose_configuration", "evaluation.test_rows_apart",
         "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
-        "tuning.runs_counted",
+        "tuning.runs_counted", "initialisation.from_earlier_run", "initialisation.vouched_for",
+        "initialisation.earlier_assumptions",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -75,6 +76,9 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "adjacency.n_public": _PEOPLE,
     "features.nothing_fitted": frozenset({str(Basis.ENFORCED)}),
     "initialisation.data_independent": frozenset({str(Basis.ENFORCED)}),
+    "initialisation.from_earlier_run": frozenset({str(Basis.ENFORCED)}),
+    "initialisation.vouched_for": _PEOPLE,
+    "initialisation.earlier_assumptions": _PEOPLE,
     "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
     "reference.kept_inside": _PEOPLE,
     "reference.chose_configuration": _PEOPLE,

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from dpads.accounting import events
+from dpads.accounting.earlier import earlier_entries, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger
@@ -185,6 +186,18 @@ NOISE_FREE_STAGE = {
     "details": {"chose_configuration": True},
 }
 USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
+
+
+def started_from(*rests_on: str, **keys: Any) -> dict[str, Any]:
+    """A run that starts from another one's final parameters."""
+    other = run_inputs(**{"privacy": FIXED_NOISE, **keys})
+    entries = earlier_entries(other.ledger, other.ledger_head, rests_on)
+    return {"privacy": FIXED_NOISE, "before": tuple(entries)}
+
+
+GIVEN = given_entry("Parameters of a model of public rows")
+EARLIER = started_from(evaluated_on=())
+RESTING = started_from("Somebody vouches for this.", "And for that.", reference=True)
 RUNS: dict[str, dict[str, Any]] = {
     "public size": {},
     "store's count": {"privacy": STORE_COUNT},
@@ -270,6 +283,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "selected privately": {"privacy": FIXED_NOISE, "before": (TUNED,), "selected": True},
     "trial": {"before": (TRIAL,), "human": {"tuning": "none"}},
     "trial of few": {"before": ({**TRIAL, "details": {"trials": 2}},), "human": EVERYTHING},
+    "started from an earlier run": EARLIER,
+    "started from an earlier run with a condition": {**RESTING, "human": EVERYTHING},
+    "started from a run with metrics": started_from(),
+    "started from a chain of runs": started_from(
+        before=(*EARLIER["before"], {**EARLIER["before"][0], "dp_event": OWN}), extra=(NOISY_COUNT,)
+    ),
+    "started from given parameters": {"before": (GIVEN,)},
+    "started from a run without noise": {
+        "before": ({**GIVEN, "rows": "train", "treatment": "not_covered"},)
+    },
     "trial alone": {"before": ({**TRIAL, "details": {"trials": 1}},), "human": EVERYTHING},
     "trial on public rows": {"before": ({**TRIAL, "treatment": "public_data_only"},)},
     "recipe": {
@@ -306,11 +329,14 @@ JOINT: dict[str, list[dict[str, Any]]] = {
         {"privacy": FIXED_NOISE, "before": (FILTER, NOISE_FREE_STAGE), "selected": True},
         {"privacy": FIXED_NOISE, "before": (FILTER,), "selected": True, "reference": True},
     ],
+    "two that started from one": [EARLIER, {**EARLIER, "run": "b"}],
+    "one of them started from another": [{}, {**RESTING, "run": "b"}, {"before": (GIVEN,)}],
     "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
 }
 STATEMENTS = (*RUNS, *JOINT)
 NO_CLAIM = (
-    "no noise", "fixed seed", "user without column", "audit above the claim", "two, one seeded",
+    "no noise", "fixed seed", "user without column", "started from a run without noise",
+    "audit above the claim", "two, one seeded",
 )  # fmt: skip
 
 

@@ -11,11 +11,14 @@ from altering import failure
 from statement_runs import (
     ANOTHER,
     AUDIT,
+    EARLIER,
     EVERYTHING,
     FILTER,
     FIXED_NOISE,
+    GIVEN,
     NOISY_COUNT,
     PUBLIC,
+    RESTING,
     RUNS,
     STATEMENTS,
     STORE_COUNT,
@@ -127,6 +130,7 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "adjacency.public_numbers": ({}, spec(dataset_size=70_000)),
     "features.nothing_fitted": ({}, ledger("selection")),
     "initialisation.data_independent": ({}, ledger("dp_count")),
+    "initialisation.from_earlier_run": ({**EARLIER, "evaluated_on": ()}, ledger("earlier_run")),
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
     "ledger.complete": ({}, run(reference_trained=True)),
     "tuning.same_mechanism": (SELECTED, run(noise_seed_used=True)),
@@ -162,6 +166,8 @@ PEOPLE = {
     "evaluation.chose_configuration": {
         "extra": (*(ANOTHER,) * 3, {**CHOSEN, "kind": "evaluation"})
     },
+    "initialisation.earlier_assumptions": {**RESTING},
+    "initialisation.vouched_for": {"before": (GIVEN,)},
     "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
     "tuning.fixed_in_advance": {"extra": ({**ANOTHER, "details": {}},)},
 }

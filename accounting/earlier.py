@@ -1,0 +1,99 @@
+"""Earlier runs: what starting from their parameters adds to a run's ledger and to its figures.
+
+Runs that start from each other's parameters compose, one after another: a unit may be in both logs, and code
+cannot know that it is not. So the first entry of a run that starts from another is everything that the
+other's ledger covers, as one event, which stays flat however long a chain of runs becomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dpads.accounting.canonical import canonical_bytes
+from dpads.accounting.events import EventTree, composed, counted_leaves, self_composed
+from dpads.accounting.ledger import LedgerEntry
+
+LOOKS = ("evaluation", "reference", "trial")
+"""The kinds of uncovered entries that go on with a model: looks at private rows without noise."""
+
+
+def carried_event(ledger: Sequence[LedgerEntry]) -> EventTree:
+    """Everything that a ledger covers, equal mechanisms counted wherever they stand.
+
+    Composition does not depend on the order; without this a chain of runs would nest deeper with each.
+    """
+    counts: dict[bytes, tuple[EventTree, int]] = {}
+    whole = composed([entry.dp_event for entry in ledger if entry.dp_event is not None])
+    for leaf, count in counted_leaves(whole):
+        key = canonical_bytes(leaf)
+        counts[key] = (leaf, counts.get(key, (leaf, 0))[1] + count)
+    return composed([e if n == 1 else self_composed(e, n) for e, n in counts.values()])
+
+
+def earlier_entries(
+    ledger: Sequence[LedgerEntry], head: str, rests_on: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The first entries of a run that starts from another's final parameters.
+
+    Args:
+        ledger: The other's, oldest entry first.
+        head: Its digest.
+        rests_on: The assumptions that the other's guarantee rests on, those of runs before it included.
+
+    Returns:
+        Fields of entries: the event of everything that is covered, then the looks that are not, as they
+        stand there. What the other calls its test rows may be among this run's training rows, so that
+        they become rows that somebody calls test rows.
+    """
+    event = carried_event(ledger)
+    declared = [entry.description for entry in ledger if entry.kind == "upstream"]
+    text = (
+        "Everything that is covered of the earlier run whose final parameters training starts from"
+    )
+    if declared:
+        text += f"; what was done to its log before: {'; '.join(dict.fromkeys(declared))}"
+    earlier = {"head": head, "entries": len(ledger), "rests_on": list(rests_on)}
+    first = {
+        "kind": "earlier_run",
+        "description": text,
+        "rows": "train",
+        "treatment": "covered_by_accounting",
+        "dp_event": event,
+        "details": {"earlier": earlier},
+    }
+    return [first, *(_carried(entry) for entry in ledger if entry.kind in LOOKS)]
+
+
+def given_entry(description: str) -> dict[str, Any]:
+    """The entry of parameters that people vouch for: they hold nothing of private rows."""
+    return {
+        "kind": "earlier_run",
+        "description": description,
+        "rows": "none",
+        "treatment": "public_data_only",
+    }
+
+
+def resting_on(entries: Sequence[LedgerEntry]) -> list[str]:
+    """The assumptions that earlier runs' guarantees rest on, each once."""
+    found = [
+        str(text)
+        for entry in entries
+        for text in entry.details.get("earlier", {}).get("rests_on", [])
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _carried(entry: LedgerEntry) -> dict[str, Any]:
+    """A look of an earlier run."""
+    text = entry.description
+    if "carried" not in entry.details:
+        text += ", of an earlier run"
+    return {
+        "kind": entry.kind,
+        "description": text,
+        "rows": "declared_test" if entry.rows == "test" else entry.rows,
+        "treatment": entry.treatment,
+        "details": {**entry.details, "carried": True},
+    }
