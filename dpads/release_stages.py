@@ -11,8 +11,10 @@ from dpads.noise import RunKeys
 from dpads.plan import Plan
 from dpads.prior import counted_offset, public_offset
 from dpads.recalibration import recalibrated
+from dpads.selection import Selection, noisy_selection
 from dpads.store import ExampleStore
 from dpads.training_settings import TrainingSettings
+from dpads.training_start import StartModel
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ReleaseStages:
         settings: of the training.
         keys: of the run.
         ledger: gets an entry for each, before its rows are read.
+        start: what training starts from, where that is not made by init_seed.
     """
 
     plan: Plan
@@ -32,9 +35,36 @@ class ReleaseStages:
     settings: TrainingSettings
     keys: RunKeys
     ledger: Ledger
+    start: StartModel | None = None
 
-    def begin(self, model: Model) -> None:
-        """Sets the offset of a model's output; a run that goes on gets the same to the bit."""
+    def begin(self, model: Model, known: Selection | None) -> Selection | None:
+        """Sets the offset of a model's output and selects rows; a run that goes on gets the same to the bit.
+
+        Args:
+            model: as training starts.
+            known: the selection that a checkpoint kept.
+
+        Returns:
+            The rows that are trained; None where all are.
+        """
+        if self.start is None:
+            self._set_offset(model)
+        release = self.plan.release("selection")
+        if release is None or known is not None:
+            return known
+        found = noisy_selection(
+            release,
+            self.store,
+            self.plan.privacy,
+            self.settings.selection.threshold,
+            self.keys,
+            self.ledger,
+        )
+        # What an earlier run has learnt is not thrown away because its rows are rare today.
+        return found if self.start is None else found.with_rows(self.start.rows_in_use(model))
+
+    def _set_offset(self, model: Model) -> None:
+        """The offset that the prior names or counts."""
         settings = self.settings
         offset = public_offset(settings.prior, self.store.schema, model.output)
         counted = self.plan.release("dp_count")

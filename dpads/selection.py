@@ -12,19 +12,27 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.accounting.ledger import Ledger
+from dpads.accounting.mechanism import PrivacySpec
+from dpads.accounting.releases import Release
 from dpads.batch import SparseBatch
 from dpads.errors import SchemaError
-from dpads.kernels.presence import UnitVectors, presences
+from dpads.kernels.presence import presences
 from dpads.models.layout import TableGroup, build_layout
+from dpads.noise import RunKeys
+from dpads.private_sums import UnitVectors, noisy_sum
 from dpads.schema import FeatureSchema
+from dpads.store import ExampleStore
+from dpads.units import units_of
 
 PREFIX = "selection."
+READ_ROWS = 1 << 16
 
 
 class Presence:
@@ -55,7 +63,8 @@ class Presence:
         bounds = places.offsets
         if batch.unit_offsets is not None:
             bounds = bounds[batch.unit_offsets]
-        return presences(places.rows, bounds)
+        offsets, rows = presences(places.rows, bounds)
+        return UnitVectors(offsets, rows, np.ones(len(rows)))
 
     def selected(self, noisy: NDArray[np.float64], threshold: float) -> Selection:
         """The rows whose noisy number of units is at least the threshold."""
@@ -87,10 +96,14 @@ class Selection:
         """Which rows of a group's array are trained, bool[rows].
 
         Parts of a model that look ids up in tables of their own, such as the linear part beside a deep one,
-        share the selection of the schema's table.
+        share the selection of the schema's table. Rows beyond that table's are read by nobody.
         """
         of_schema = {slot.table: slot.field.table for slot in group.slots}
-        return np.concatenate([self.tables[of_schema[name]] for name in group.rows])
+        found = np.zeros(group.num_rows, np.bool_)
+        for name, base in group.bases.items():
+            rows = self.tables[of_schema[name]][: group.rows[name]]
+            found[base : base + len(rows)] = rows
+        return found
 
     def with_rows(self, further: Mapping[str, NDArray[np.bool_]]) -> Selection:
         """The selection and further rows, {table of the schema: bool[rows]}."""
@@ -113,3 +126,48 @@ class Selection:
                 for table, rows in schema.table_rows.items()
             }
         )
+
+
+def noisy_selection(
+    release: Release,
+    store: ExampleStore,
+    privacy: PrivacySpec,
+    threshold: float,
+    keys: RunKeys,
+    ledger: Ledger,
+) -> Selection:
+    """Selects rows of the tables by a noisy count of the units that read them.
+
+    Args:
+        release: "selection", from the plan.
+        store: the training rows, capped.
+        privacy: who the units are.
+        threshold: units that a row must have, by its noisy count; public.
+        keys: of the run.
+        ledger: gets the entry.
+
+    Returns:
+        The selection; nothing else is kept of the counts.
+
+    Raises:
+        SchemaError: no column is looked up in a table.
+
+    Guarantees:
+        - No row is read before the entry is durable, and none is used but through the noisy counts.
+        - Every row of every table has noise of its own, those that nobody reads included.
+    """
+    presence = Presence(store.schema)
+    units = units_of(store, privacy)
+    at_a_time = max(1, READ_ROWS // privacy.rows_per_unit)
+
+    def read() -> Iterator[UnitVectors]:
+        for first in range(0, units.number, at_a_time):
+            yield presence.vectors(
+                units.read(np.arange(first, min(first + at_a_time, units.number)))
+            )
+
+    text = (
+        f"A noisy count of units for each of {presence.size:,} rows of tables; those of at least "
+        f"{threshold:g} are trained"
+    )
+    return presence.selected(noisy_sum(release, presence.size, keys, ledger, text, read), threshold)

@@ -25,11 +25,13 @@ from dpads.plan import Plan
 from dpads.release_stages import ReleaseStages
 from dpads.resources import check_memory, estimate_memory
 from dpads.sampling import Grouping, sampler_of
+from dpads.selection import Selection
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
+from dpads.training_start import StartModel
 from dpads.units import units_of
 
 __all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSettings"]
@@ -50,6 +52,7 @@ class Trainer:
         ledger: receives the training entry before the first iteration.
         checkpoint_dir: where checkpoints go; None keeps none.
         on_rows: called while large tables are made and finished.
+        start: parameters to start from; None for those that init_seed makes.
 
     Raises:
         ConfigError: the model will not fit into memory, or a user has more rows than the plan allows.
@@ -71,8 +74,9 @@ class Trainer:
         ledger: Ledger,
         checkpoint_dir: Path | None = None,
         on_rows: Callable[[RowProgress], None] | None = None,
+        start: StartModel | None = None,
     ) -> None:
-        self._on_rows = on_rows
+        self._on_rows, self._start = on_rows, start
         master = fresh_master_key()
         if settings.noise_seed is not None:
             master = hashlib.sha256(f"dpads.noise_seed.v1:{settings.noise_seed}".encode()).digest()
@@ -104,9 +108,12 @@ class Trainer:
         self._saves = 0
         self._workspace = Workspace()
         self._whole = True  # whether no iteration was cut off half-way
-        self._identity = run_identity(store, description, plan, settings, performance)
+        start = self._start
+        digest = None if start is None else start.digest
+        self._identity = run_identity(store, description, plan, settings, performance, digest)
         keys = RunKeys(master, digest_of(self._identity))
-        self._stages = ReleaseStages(plan, store, settings, keys, ledger)
+        self._stages = ReleaseStages(plan, store, settings, keys, ledger, start)
+        self.selection: Selection | None = None
         mechanism = plan.mechanism
         noise_stddev = 0.0
         if mechanism.noise_multiplier > 0:
@@ -133,6 +140,8 @@ class Trainer:
             positive_weight=settings.positive_weight,
             negative_weight=settings.negative_weight,
         )
+        if start is not None:
+            start.put_into(self.model)
         self._batches = BatchSource(
             units_of(store, plan.privacy),
             self.model,
@@ -171,6 +180,7 @@ class Trainer:
         performance: Performance,
         ledger: Ledger,
         on_rows: Callable[[RowProgress], None] | None = None,
+        start: StartModel | None = None,
     ) -> Trainer:
         """Goes on from the latest checkpoint; the iterations since are replayed to the bit.
 
@@ -180,7 +190,8 @@ class Trainer:
         """
         folder = CheckpointFolder(checkpoint_dir)
         checkpoint = folder.load()
-        identity = run_identity(store, description, plan, settings, performance)
+        digest = None if start is None else start.digest
+        identity = run_identity(store, description, plan, settings, performance, digest)
         saved = checkpoint.facts["identity"]
         different = sorted(k for k in {*identity, *saved} if identity.get(k) != saved.get(k))
         if different:
@@ -189,7 +200,7 @@ class Trainer:
                 "the checkpoint: the same noise would protect other gradients. Restore them, or train anew."
             )
         trainer = cls.__new__(cls)
-        trainer._on_rows = on_rows
+        trainer._on_rows, trainer._start = on_rows, start
         master = bytes.fromhex(checkpoint.facts["master"])
         trainer._setup(
             store, description, plan, settings, performance, ledger, checkpoint_dir, master
@@ -375,13 +386,15 @@ class Trainer:
             "saves": self._saves,
         }
         arrays: dict[str, NDArray[Any]] = {}
-        if self.iteration > 0:  # before, everything is as `init_seed` makes it
+        if self.iteration > 0:  # before, everything is as `init_seed` or `start` makes it
             arrays = {
                 **{f"array.{name}": value for name, value in self.model.arrays.items()},
                 **{f"dense.{name}": value for name, value in self.model.dense.items()},
                 **{f"history.{name}": tables.history for name, tables in self._tables.items()},
                 **{f"optimizer.{name}": value for name, value in self._tower.state().items()},
             }
+        if self.selection is not None:
+            arrays |= self.selection.to_arrays()
         self._folder.save(Checkpoint(facts, arrays))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -389,7 +402,8 @@ class Trainer:
         self.iteration = int(checkpoint.facts["iteration"])
         self._saves = int(checkpoint.facts["saves"])
         arrays = checkpoint.arrays
-        if not arrays:
+        self.selection = Selection.from_arrays(arrays, self._store.schema)
+        if self.iteration == 0:
             return
         for name, value in self.model.arrays.items():
             value[...] = arrays[f"array.{name}"]
@@ -404,7 +418,12 @@ class Trainer:
 
     def _begin(self) -> None:
         """What comes before the first batch; a run that goes on does it again, to the bit."""
-        self._stages.begin(self.model)
+        self.selection = self._stages.begin(self.model, self.selection)
+        if self.selection is not None:
+            for group in self.model.layout.groups:
+                selected = self.selection.of_group(group)
+                self._batches.selected[group.name] = selected
+                self._tables[group.name].select(selected)
         self._open_entry()
 
     def _open_entry(self) -> None:

@@ -35,8 +35,18 @@ def run_identity(
     plan: Plan,
     settings: TrainingSettings,
     performance: Performance,
+    start: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that changes the numbers of a run: run keys are bound to it."""
+    """Everything that changes the numbers of a run: run keys are bound to it.
+
+    Args:
+        store: the training rows.
+        description: the model.
+        plan: the mechanism.
+        settings: of the training.
+        performance: threads and memory.
+        start: digest of the parameters that training starts from; None where init_seed makes them.
+    """
     import torch
 
     return {
@@ -45,6 +55,7 @@ def run_identity(
         "model": description.to_dict(),
         "schema": store.schema.fingerprint(),
         "store": store.fingerprint,
+        "start": start,
         "threads": performance.threads or available_cores(),
         "physical_batch_size": performance.physical_batch_size,
         "processor": processor(),

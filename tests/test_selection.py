@@ -16,7 +16,6 @@ from test_tables import DIM, STEPS, _mechanism, _touched, _update
 import dpads
 from dpads.clipping import clip_batch
 from dpads.errors import SchemaError
-from dpads.kernels.presence import UnitVectors, add_clipped
 from dpads.models.layout import build_layout
 from dpads.row_sums import KnownSums, batch_reads
 from dpads.selection import Presence, Selection
@@ -59,41 +58,8 @@ def test_a_unit_adds_one_at_each_row_that_it_reads(data: Any) -> None:
     for unit, (first, last) in enumerate(units):
         own = slice(vectors.offsets[unit], vectors.offsets[unit + 1])
         expected = {bases[t] + row for t, row in rows_read(schema, batch, int(first), int(last))}
-        assert sorted(vectors.coordinates[own].tolist()) == sorted(expected)
+        assert sorted(vectors.places[own].tolist()) == sorted(expected)
         assert (vectors.values[own] == 1.0).all()
-
-
-@given(data=st.data())
-@settings(max_examples=100)
-def test_a_unit_moves_the_sum_by_at_most_the_bound(data: Any) -> None:
-    """Its whole vector, over all tables together, whatever the unit is."""
-    sizes = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
-    bound = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
-    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    coordinates = np.concatenate([rng.permutation(20)[:n] for n in sizes]).astype(np.int64)
-    values = np.ones(len(coordinates)) if data.draw(st.booleans()) else rng.normal(size=sum(sizes))
-    offsets = np.cumsum([0, *sizes])
-    total = np.zeros(20)
-    add_clipped(UnitVectors(offsets, coordinates, values), bound, total)
-    expected = np.zeros(20)
-    for first, last in pairwise(offsets):
-        alone = np.zeros(20)
-        alone[coordinates[first:last]] = values[first:last]
-        moved = np.zeros(20)
-        one = UnitVectors(np.array([0, last - first]), coordinates[first:last], values[first:last])
-        add_clipped(one, bound, moved)
-        norm = float(np.linalg.norm(alone))
-        assert np.linalg.norm(moved) <= bound * (1 + 1e-12)
-        np.testing.assert_allclose(moved, alone * min(1.0, bound / norm if norm else 1.0))
-        expected += moved
-    np.testing.assert_allclose(total, expected, atol=1e-12)
-
-
-def test_a_unit_that_is_not_finite_adds_nothing() -> None:
-    total = np.zeros(3)
-    vectors = UnitVectors(np.array([0, 2, 3]), np.array([0, 1, 2]), np.array([np.inf, 1.0, 0.5]))
-    add_clipped(vectors, 1.0, total)
-    assert total.tolist() == [0.0, 0.0, 0.5]
 
 
 def some_rows(schema: Any, seed: int) -> Selection:
