@@ -2,7 +2,8 @@
 
 Runs that start from each other's parameters compose, one after another: a unit may be in both logs, and code
 cannot know that it is not. So the first entry of a run that starts from another is everything that the
-other's ledger covers, as one event, which stays flat however long a chain of runs becomes.
+other's ledger covers, as one event, which stays flat however long a chain of runs becomes. Costs add up where
+the later run was not planned after a look at the earlier one: that is for people to say.
 """
 
 from __future__ import annotations

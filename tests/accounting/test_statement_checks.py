@@ -130,7 +130,6 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "adjacency.public_numbers": ({}, spec(dataset_size=70_000)),
     "features.nothing_fitted": ({}, ledger("selection")),
     "initialisation.data_independent": ({}, ledger("dp_count")),
-    "initialisation.from_earlier_run": ({**EARLIER, "evaluated_on": ()}, ledger("earlier_run")),
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
     "ledger.complete": ({}, run(reference_trained=True)),
     "tuning.same_mechanism": (SELECTED, run(noise_seed_used=True)),
@@ -166,6 +165,7 @@ PEOPLE = {
     "evaluation.chose_configuration": {
         "extra": (*(ANOTHER,) * 3, {**CHOSEN, "kind": "evaluation"})
     },
+    "initialisation.from_earlier_run": EARLIER,
     "initialisation.earlier_assumptions": {**RESTING},
     "initialisation.vouched_for": {"before": (GIVEN,)},
     "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
@@ -213,6 +213,13 @@ def test_what_only_people_can_answer_for_makes_a_claim_conditional(name: str) ->
     signed = make_statement(run_inputs(**PEOPLE[name], human=EVERYTHING))
     assert signed.claim_level is ClaimLevel.CONDITIONAL
     assert check_of(signed, name)["asserted_by"] == EVERYTHING["asserted_by"]
+
+
+def test_an_earlier_run_without_noise_leaves_no_claim() -> None:
+    statement = make_statement(ledger("earlier_run")(run_inputs()))
+    assert statement.claim_level is ClaimLevel.NONE
+    assert check_of(statement, "initialisation.from_earlier_run")["result"] == "violated"
+    assert "The earlier run added no noise" in statement.headline
 
 
 def test_the_joint_check_fails_before_there_is_a_statement() -> None:
