@@ -14,8 +14,8 @@ from dpads.models.torch_conversion import Embedding, embeddings_of
 
 VALIDATED = "opacus.validators.ModuleValidator.fix(module) returns a copy with {} in its place."
 REMEDIES = {
-    "BatchNorm": VALIDATED.format("GroupNorm"),
-    "SyncBatchNorm": VALIDATED.format("GroupNorm"),
+    "BatchNorm": "Use nn.LayerNorm, or nn.GroupNorm: " + VALIDATED.format("that"),
+    "SyncBatchNorm": "Use nn.LayerNorm, or nn.GroupNorm: " + VALIDATED.format("that"),
     "InstanceNorm": "Make it with track_running_stats=False.",
     "MultiheadAttention": VALIDATED.format("opacus.layers.DPMultiheadAttention"),
     "LSTM": VALIDATED.format("opacus.layers.DPLSTM"),
@@ -63,9 +63,9 @@ def check_named(module: Any) -> dict[str, Embedding]:
             "layers; it has none. They become the tables that dpads trains; a table that is a plain "
             "nn.Parameter is none."
         )
+    _check_ties(embeddings)
     for name, layer in embeddings.items():
         _check_embedding(name, layer)
-    _check_ties(embeddings)
     return embeddings
 
 
@@ -108,7 +108,7 @@ def _check_embedding(name: str, layer: Embedding) -> None:
     if type(layer).forward is not own.forward or "weight" not in layer._parameters:
         raise ConfigError(
             f'Embedding "{name}" is a {type(layer).__name__} with a forward or a weight of its own, which '
-            f"cannot be taken apart. Use {own.__name__} itself, and compute outside of it."
+            f"cannot be taken apart. Use nn.{own.__name__} itself, and compute outside of it."
         )
     if len(list(layer.parameters(recurse=False))) != 1:
         raise ConfigError(f'Embedding "{name}": expected one parameter, its weight.')

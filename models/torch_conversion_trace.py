@@ -202,6 +202,11 @@ def failures_named(size: int) -> Iterator[None]:
     except ConfigError:
         raise
     except FAILURES as error:
+        if size == 1:
+            raise ConfigError(
+                f"forward failed on one example by itself: {type(error).__name__}: {error}. Let it take a "
+                "batch of any size, such as squeeze(1) in the place of squeeze()."
+            ) from error
         raise ConfigError(
             f"forward failed on a made-up batch of {size} examples: {type(error).__name__}: {error}. By "
             "default it is called on one mapping from column to tensor: int64[B] for categorical fields, "

@@ -33,6 +33,8 @@ from dpads.models.torch_fields import Inputs
 from dpads.models.torch_module_tower import ModuleTower
 from dpads.schema import FeatureSchema
 
+PREFIX = "inner."  # where a `FeatureModule` has the user's module
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -201,11 +203,14 @@ def _feature_module(
 def _tower(
     inputs: Inputs, module: FeatureModule, example_rows: NDArray[np.float32] | None = None
 ) -> ModuleTower:
-    """The tower of a module."""
+    """The tower of a module; it refuses parameters by the names that the user gave them."""
     width = module.embedded + inputs.width
-    return ModuleTower(
-        module, inputs.schema.task, width, prefix="inner.", example_rows=example_rows
-    )
+    try:
+        return ModuleTower(
+            module, inputs.schema.task, width, prefix=PREFIX, example_rows=example_rows
+        )
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f'"{PREFIX}', '"')) from None
 
 
 def _shell(layer: Embedding) -> Embedding:
