@@ -44,7 +44,7 @@ _STARTS: Mapping[str | None, tuple[str, str, str, str]] = {
     "covered_by_accounting": (
         "Parameters start from those of an earlier run, whose event is counted.",
         "covered_by_accounting",
-        "auto",
+        "auto+human",
         "initialisation.from_earlier_run",
     ),
     None: (
@@ -217,8 +217,20 @@ def _start(runs: JointRuns) -> dict[str, Any]:
     starts = {start for run in runs.runs for start in (_treatments_of_start(run) or {None})}
     known = [row for start, row in _STARTS.items() if start in starts]
     _, treatment, filled_by, check_id = known[0]
-    text = " ".join(row[0] for row in known)
+    text = " ".join([*(row[0] for row in known), *_output_starts(runs)])
+    if any(run.public_rate for run in runs.runs) and treatment == "data_independent":
+        treatment, filled_by, check_id = "declared_public", "human", "initialisation.rate_is_public"
     return _row("class_prior_or_bias_init", text, treatment, filled_by, check_id)
+
+
+def _output_starts(runs: JointRuns) -> list[str]:
+    """Where the output starts, where it is not at zero."""
+    words = []
+    if any(run.public_rate for run in runs.runs):
+        words.append("The output starts at a rate that is called public.")
+    if any(release.kind == "dp_count" for run in runs.runs for release in run.releases):
+        words.append("The output starts at the noisy count that is listed here.")
+    return words
 
 
 def _treatments_of_start(run: StatementInputs) -> set[str | None]:

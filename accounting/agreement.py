@@ -28,7 +28,8 @@ from dpads.accounting.foreign import first_difference
 from dpads.accounting.guarantees import profile_deltas
 from dpads.accounting.mechanism import DpSgdConfig
 from dpads.accounting.relation import Relation
-from dpads.accounting.restated import LARGEST_LEDGER, delta_of, mechanism_numbers
+from dpads.accounting.releases import composed_with
+from dpads.accounting.restated import LARGEST_LEDGER, delta_of, mechanism_numbers, releases_of
 from dpads.errors import InputError
 
 _SOURCES: Mapping[str, str] = {
@@ -58,6 +59,7 @@ def agreements(data: Mapping[str, Any]) -> Iterator[Finding]:
     yield from counted_runs(data)
     for place, (prefix, mechanism) in enumerate(mechanisms(data)):
         yield _noise(f"{prefix}/noise", mechanism["noise"], _accounted_noise(data, place))
+        yield from _releases(data, place, prefix, mechanism)
         yield _event(data, place, prefix, mechanism)
         yield _ran(data, place, prefix, mechanism["steps"])
     yield _deltas(data)
@@ -118,15 +120,13 @@ def _composed(entries: list[dict[str, Any]]) -> EventTree:
     return composed([item["dp_event"] for item in entries for _ in range(item["count"])])
 
 
-def _accounted_noise(data: Mapping[str, Any], place: int) -> float | None:
-    """The noise multiplier of a run's training entry."""
+def _accounted_noise(data: Mapping[str, Any], place: int) -> list[float]:
+    """The noise multipliers of a run's training entry; of a selected run, of everything that it did."""
     for item in data["accounting"]["entries"]:
         if item["run"] == place and item["kind"] == "training":
-            found = _numbers(item["dp_event"], "noise_multiplier")
-            return found[0] if found else None
-    for event in _selected_events(data, place):
-        return next(iter(_numbers(event, "noise_multiplier")), None)
-    return None
+            return _numbers(item["dp_event"], "noise_multiplier")[:1]
+    selected = _selected_events(data, place)
+    return _numbers(selected[0], "noise_multiplier") if selected else []
 
 
 def _selected_events(data: Mapping[str, Any], place: int) -> list[EventTree]:
@@ -147,7 +147,7 @@ def _numbers(tree: Any, key: str) -> list[float]:
     return [tree[key], *inside] if key in tree else inside
 
 
-def _noise(path: str, noise: Mapping[str, Any], accounted: float | None) -> Finding:
+def _noise(path: str, noise: Mapping[str, Any], accounted: list[float]) -> Finding:
     """The accounted noise is the mechanism's, less the room for rounding."""
     slack = first_difference(
         noise["sensitivity_slack"], SENSITIVITY_SLACK, (path, "sensitivity_slack")
@@ -158,7 +158,7 @@ def _noise(path: str, noise: Mapping[str, Any], accounted: float | None) -> Find
     expected = effective_noise_multiplier(noise["noise_multiplier"])
     if stated == expected:
         return Finding(path, True, f"{expected:.6g} is accounted, room for rounding included")
-    if stated == accounted:
+    if stated in accounted:
         return Finding(
             f"{path}/noise_multiplier",
             False,
@@ -202,6 +202,8 @@ def _event(
         for _ in range(item["count"])
     ] + _selected_events(data, place)
     expected = dict(NO_OP) if config.noise_multiplier == 0.0 else config.event()
+    if _selected_events(data, place):  # what is released beside its training is inside of its event
+        expected = composed_with(releases_of(mechanism), expected)
     covered = composed(entries)
     different = first_difference(expected, covered, ("accounting", "entries"))
     if different is None:
@@ -221,6 +223,25 @@ def _event(
         f"the event that follows has {different.stated}, and accounting/entries has "
         f"{different.expected}.",
     )
+
+
+def _releases(
+    data: Mapping[str, Any], place: int, prefix: str, mechanism: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Each release beside training is accounted with the noise that is stated of it."""
+    if _selected_events(data, place) or not holds(data, "releases.accounted"):
+        return
+    items = [item for item in data["accounting"]["entries"] if item["run"] == place]
+    for number, release in enumerate(releases_of(mechanism)):
+        found = [item["dp_event"] for item in items if item["kind"] == release.kind]
+        path = f"{prefix}/releases/{number}"
+        if release.event() not in found:
+            note = (
+                f"{release.noise_multiplier} is stated, and no item of accounting/entries has it."
+            )
+            yield Finding(f"{path}/noise_multiplier", False, note)
+            return
+        yield Finding(path, True, "its event is among accounting/entries")
 
 
 def _ran(data: Mapping[str, Any], place: int, prefix: str, steps: Mapping[str, Any]) -> Finding:

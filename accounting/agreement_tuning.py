@@ -13,7 +13,8 @@ from dpads.accounting.findings import Finding
 from dpads.accounting.foreign import path_text
 from dpads.accounting.mechanism import DpSgdConfig
 from dpads.accounting.relation import Relation
-from dpads.accounting.restated import mechanism_numbers
+from dpads.accounting.releases import composed_with
+from dpads.accounting.restated import mechanism_numbers, releases_of
 from dpads.errors import InputError
 
 
@@ -75,12 +76,14 @@ def counted_runs(data: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _planned(data: Mapping[str, Any], place: int) -> EventTree:
-    """The event of a run's mechanism; none where its numbers make none."""
+    """The event of a run, releases included; none where its numbers make none."""
     found = mechanisms(data)
     if place >= len(found):
         return dict(NO_OP)
     try:
-        return DpSgdConfig(**mechanism_numbers(found[place][1])).event()
+        mechanism = found[place][1]
+        training = DpSgdConfig(**mechanism_numbers(mechanism)).event()
+        return composed_with(releases_of(mechanism), training)
     except InputError:
         return dict(NO_OP)
 

@@ -10,6 +10,7 @@ from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.events import NO_OP, SENSITIVITY_SLACK
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.releases import Release
 from dpads.accounting.wording import replayed_words
 
 TESTED_BACKENDS = ("torch",)
@@ -67,6 +68,7 @@ def mechanism_checks(inputs: StatementInputs) -> list[Check]:
         *_cap(inputs),
         *_noise(inputs),
         *_iterations(inputs),
+        *_releases(inputs),
     ]
     return [_on_tested_backend(inputs, check) for check in checks]
 
@@ -129,7 +131,7 @@ def _sampling(inputs: StatementInputs) -> list[Check]:
 
 def _clipping(inputs: StatementInputs) -> list[Check]:
     """One unit moves the sum by at most the clip norm."""
-    weighted = inputs.schema.get("weight") is not None
+    weighted = inputs.weighted
     bounded = not inputs.is_private or inputs.mechanism["l2_clip_norm"] is not None
     slack = float(inputs.plan["sensitivity_slack"])
     return [
@@ -211,8 +213,10 @@ def _noise(inputs: StatementInputs) -> list[Check]:
         ),
         Check(
             id="noise.never_reused",
-            assumption="No draw served two gradients: each has an address of its own, and keys are "
-            "bound to everything that changes the numbers.",
+            assumption="No draw served two gradients"
+            + (" or sums" if inputs.releases else "")
+            + ": each has an address of its own, and keys are bound to everything that changes the "
+            "numbers.",
             basis=Basis.ENFORCED,
             result=Result.VIOLATED if seeded else Result.HOLDS,
             note="Every run under one noise_seed draws the same noise." if seeded else None,
@@ -236,7 +240,9 @@ def _noise(inputs: StatementInputs) -> list[Check]:
             effect_if_false="theoretical",
             load_bearing=False,
             note="The noise is a float32 Gaussian (Mironov 2012; Jin et al. 2022, arXiv 2112.05307)."
-            " Noisy gradients of the tower and released rows of tables are rounded to a public grid"
+            " Noisy gradients of the tower and released rows of tables"
+            + (", and noisy sums beside training," if inputs.releases else "")
+            + " are rounded to a public grid"
             " of about 2^-10 of the noise's stddev, which hides the low bits that betray which rows"
             " were touched. The guarantee is still the real-number mechanism's.",
         ),
@@ -284,3 +290,30 @@ def _iterations(inputs: StatementInputs) -> list[Check]:
             else None,
         ),
     ]
+
+
+def _releases(inputs: StatementInputs) -> list[Check]:
+    """What is released beside training is what the plan reserved a share for."""
+    planned = inputs.releases
+    if not planned:
+        return []
+    missing = [release.kind for release in planned if not _is_noted(inputs, release)]
+    note = None
+    if missing and inputs.selected is None:
+        note = f"The ledger does not hold, with the plan's noise: {', '.join(missing)}."
+    return [
+        Check(
+            id="releases.accounted",
+            assumption="Each noisy sum beside training scaled every unit's vector, over all of the unit's "
+            "rows together, to its norm bound, got Gaussian noise on every coordinate, those that nobody "
+            "has included, and is in the event with the noise of the share that was reserved for it.",
+            basis=Basis.ENFORCED,
+            result=Result.HOLDS if note is None else Result.VIOLATED,
+            note=note,
+        )
+    ]
+
+
+def _is_noted(inputs: StatementInputs, release: Release) -> bool:
+    """Whether the ledger holds a planned release with its event."""
+    return any(entry.dp_event == release.event() for entry in inputs.entries(release.kind))

@@ -110,6 +110,15 @@ def _fitted(inputs: StatementInputs) -> list[Check]:
 def _start(inputs: StatementInputs) -> list[Check]:
     """What training started from, where that was not made by init_seed."""
     checks = []
+    if inputs.public_rate:
+        checks.append(
+            _by_people(
+                inputs,
+                "initialisation.rate_is_public",
+                "The rate that the model's output starts at is known from elsewhere, not from these rows.",
+                "The configuration names it: prior.rate.",
+            )
+        )
     earlier = inputs.entries("earlier_run")
     on_private_rows = [entry for entry in earlier if entry.treatment != "public_data_only"]
     if on_private_rows:
@@ -120,10 +129,14 @@ def _start(inputs: StatementInputs) -> list[Check]:
                 id="initialisation.from_earlier_run",
                 assumption="The parameters that training started from are the final ones of an earlier "
                 "run, and everything that its ledger covers is in the event: both runs compose, "
-                "whichever units are in both logs.",
-                basis=Basis.ENFORCED,
+                "whichever units are in both logs. Neither that this run would come, nor its noise, "
+                "sampling and iterations, was chosen after a look at what the earlier one showed.",
+                basis=person(inputs),
+                asserted_by=inputs.human.asserted_by,
                 result=Result.VIOLATED if exact else Result.HOLDS,
-                note="The earlier run added no noise." if exact else None,
+                note="The earlier run added no noise."
+                if exact
+                else "Training started from an earlier run; code cannot know who looked at it before.",
                 evidence=[
                     Evidence(
                         "log",

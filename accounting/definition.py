@@ -96,7 +96,8 @@ def mechanism_of(run: StatementInputs) -> dict[str, Any]:
             "executed": run.executed,
             "replayed": run.told_replays,
         },
-        "loss_weights": "before_clipping" if run.schema.get("weight") else "none",
+        "loss_weights": "before_clipping" if run.weighted else "none",
+        **({"releases": [item.to_dict() for item in run.releases]} if run.releases else {}),
     }
 
 
@@ -123,6 +124,8 @@ def _protected(runs: JointRuns) -> str:
             "other runs nothing, not even their number, may ever be shown"
         )
     text = PROTECTED + (" of each run" if runs.counts_others else "")
+    if any(run.releases for run in runs.runs):
+        text += ", with every noisy sum beside training that is listed here"
     if any(item.entry.kind == "earlier_run" for item in runs.entries):
         text += "; likewise of the earlier runs, whose parameters training started from"
     return text
@@ -133,13 +136,22 @@ def _released(runs: JointRuns) -> str:
     if not runs.is_joint:
         return (
             f"the parameters after iteration {runs.first.executed}, every table row brought up to "
-            "date"
+            f"date{_calibrated(runs)}"
         )
     ends = ", ".join(str(run.executed) for run in runs.runs)
     return (
         f"the parameters of {len(runs.runs)} models after their last iterations ({ends}), every "
-        "table row brought up to date"
+        f"table row brought up to date{_calibrated(runs)}"
     )
+
+
+def _calibrated(runs: JointRuns) -> str:
+    """What leaves beside parameters, where outputs were calibrated."""
+    calibrated = [any(r.kind == "recalibration" for r in run.releases) for run in runs.runs]
+    if not any(calibrated):
+        return ""
+    one = "and the calibration of the output" if len(calibrated) == 1 else "and the calibrations"
+    return f", {one}{'' if all(calibrated) else ' of those that have one'}"
 
 
 def _unit(runs: JointRuns) -> str:

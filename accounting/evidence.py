@@ -197,7 +197,27 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "dpads/clipping.py::clip_batch"),
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),
     ),
-    "calibration.accounted": ((_CODE, "accounting/ledger.py::Ledger"), (_TEST, _PLANTED)),
+    "calibration.accounted": (
+        (_CODE, "accounting/ledger.py::Ledger"),
+        (_CODE, "dpads/recalibration.py::recalibrated"),
+        (
+            _TEST,
+            "tests/test_recalibration.py::test_the_entry_is_on_the_ledger_before_a_row_is_read",
+        ),
+    ),
+    "releases.accounted": (
+        (_CODE, "dpads/private_sums.py::noisy_sum"),
+        (_CODE, "accounting/releases.py::Release"),
+        (
+            _TEST,
+            "tests/test_private_sums.py::test_one_unit_moves_the_sum_by_at_most_the_norm_bound",
+        ),
+        (
+            _TEST,
+            "tests/test_private_sums.py::test_every_coordinate_has_noise_of_the_accounted_scale",
+        ),
+        (_TEST, "tests/test_plan.py::test_everything_together_meets_the_budget_from_below"),
+    ),
     "tuning.same_mechanism": (
         (_CODE, "dpads/training.py::Trainer"),
         (_CODE, "dpads/noise.py::RunKeys"),

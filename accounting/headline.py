@@ -7,6 +7,7 @@ from typing import Any
 
 from dpads.accounting.accountant import default_delta
 from dpads.accounting.checks import Basis, Result
+from dpads.accounting.releases import WORDS
 from dpads.accounting.wording import (
     RELATION_WORDS,
     TIER_WORDS,
@@ -87,27 +88,28 @@ def _guarantee(data: Mapping[str, Any]) -> str:
     )
     steps = [data["mechanism"]["steps"], *(r["mechanism"]["steps"] for r in data["further_runs"])]
     most = max(step["planned"] for step in steps)
-    count, beside = len(data["ledgers"]), _beside(data)
+    count, beside, with_ = len(data["ledgers"]), _beside(data), _released_beside(data)
     if count > 1:
         more = f" and {listed(beside)}" if beside else ""
         return (
             f"The final models of {count} training runs on the same rows ({_names(data)}), each of at "
-            f"most {most:,} iterations of DP-SGD,{more} are jointly {promise}; delta is the smallest of "
-            "the runs'."
+            f"most {most:,} iterations of DP-SGD{with_},{more} are jointly {promise}; delta is the "
+            "smallest of the runs'."
         )
     model = (
-        f"The final model {_names(data)}, from one training run of at most {most:,} iterations of"
+        f"The final model {_names(data)}, from one training run of at most {most:,} iterations of "
+        f"DP-SGD{with_}"
     )
     if not beside:
-        return f"{model} DP-SGD, is {promise}."
+        return f"{model}, is {promise}."
     selection = _selection(data)
     if selection is not None:
         return (
-            f"{model} DP-SGD that was privately selected among a random, secret number of runs "
+            f"{model} that was privately selected among a random, secret number of runs "
             f"({number(selection['mean'])} on average, of which nothing but the best is ever shown), is "
             f"{promise}, the selection included."
         )
-    return f"{model} DP-SGD, {listed(['', *beside]).strip(', ')} are jointly {promise}."
+    return f"{model}, {listed(['', *beside]).strip(', ')} are jointly {promise}."
 
 
 def _selection(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -148,6 +150,14 @@ def _beside(data: Mapping[str, Any]) -> list[str]:
         each = "the other training run" if tried == 1 else f"the {tried:,} other training runs"
         words.insert(0, f"{each} on the same rows that it was compared with")
     return [*_earlier(data), *words]
+
+
+def _released_beside(data: Mapping[str, Any]) -> str:
+    """The noisy sums beside the stated runs' training, in words; nothing where there are none."""
+    parts = [data["mechanism"], *(run["mechanism"] for run in data["further_runs"])]
+    kinds = {release["kind"] for part in parts for release in part.get("releases", ())}
+    words = [text for kind, text in WORDS.items() if kind in kinds]
+    return f" with {listed(words)}" if words else ""
 
 
 def _earlier(data: Mapping[str, Any]) -> list[str]:

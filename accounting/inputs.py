@@ -10,6 +10,7 @@ from dpads.accounting import compared, events
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.relation import Relation
+from dpads.accounting.releases import Release, composed_with
 from dpads.accounting.schemes import SamplingScheme, scheme_of
 from dpads.errors import ConfigError
 
@@ -37,6 +38,8 @@ class StatementInputs:
         run: What the run is called, where it stands among others.
         noise_seed_used: Whether noise_seed was set; it voids the claim.
         reference_trained: Whether a model was trained without noise on the same rows.
+        class_weighted: Whether losses of one class weigh more than the other's.
+        public_rate: Whether the output starts at a rate that the configuration calls public.
         audits: Empirical lower bounds on this run's privacy loss, each as the schema's `audit` has
             it but for `contradicts_claim`, which is computed.
         human: The [statement] table.
@@ -59,6 +62,8 @@ class StatementInputs:
     run: str | None = None
     noise_seed_used: bool = False
     reference_trained: bool = False
+    class_weighted: bool = False
+    public_rate: bool = False
     audits: tuple[Mapping[str, Any], ...] = ()
     human: HumanFacts = field(default_factory=HumanFacts)
 
@@ -135,12 +140,27 @@ class StatementInputs:
             return None
 
     @property
+    def releases(self) -> tuple[Release, ...]:
+        """What the plan releases beside training."""
+        return tuple(Release.from_dict(item) for item in self.plan.get("releases", ()))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether losses have weights, of rows or of classes."""
+        return self.class_weighted or self.schema.get("weight") is not None
+
+    @property
     def planned_event(self) -> events.EventTree | None:
-        """The event of the plan's numbers; None where no scheme has them."""
+        """The event of the plan's numbers; None where no scheme has them.
+
+        Of a selected run it is that of everything: what is released beside its training is no entry of
+        its own on the ledger.
+        """
         scheme = self.scheme
         if scheme is None:
             return None
-        return scheme.event(self.noise_multiplier, self.planned_iterations)
+        training = scheme.event(self.noise_multiplier, self.planned_iterations)
+        return training if self.selected is None else composed_with(self.releases, training)
 
     @property
     def opened(self) -> list[LedgerEntry]:

@@ -67,7 +67,7 @@ _OF_SOME_RUNS = frozenset(
         "evaluation.kept_inside", "evaluation.chose_configuration", "evaluation.test_rows_apart",
         "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
         "tuning.runs_counted", "initialisation.from_earlier_run", "initialisation.vouched_for",
-        "initialisation.earlier_assumptions",
+        "initialisation.earlier_assumptions", "initialisation.rate_is_public",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -76,8 +76,9 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "adjacency.n_public": _PEOPLE,
     "features.nothing_fitted": frozenset({str(Basis.ENFORCED)}),
     "initialisation.data_independent": frozenset({str(Basis.ENFORCED)}),
-    "initialisation.from_earlier_run": frozenset({str(Basis.ENFORCED)}),
+    "initialisation.from_earlier_run": _PEOPLE,
     "initialisation.vouched_for": _PEOPLE,
+    "initialisation.rate_is_public": _PEOPLE,
     "initialisation.earlier_assumptions": _PEOPLE,
     "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
     "reference.kept_inside": _PEOPLE,

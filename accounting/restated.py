@@ -16,6 +16,7 @@ from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.refilled import TIMES, Filling, run_name
+from dpads.accounting.releases import Release
 from dpads.accounting.sections import TASKS
 from dpads.errors import InputError, VerificationError
 
@@ -72,6 +73,11 @@ def mechanism_numbers(mechanism: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def releases_of(mechanism: Mapping[str, Any]) -> tuple[Release, ...]:
+    """What a stated mechanism releases beside training."""
+    return tuple(Release.from_dict(item) for item in mechanism.get("releases", ()))
+
+
 def delta_of(data: Mapping[str, Any]) -> float:
     """The delta of the headline; of a statement without guarantees, that of its checks."""
     for guarantee in data["guarantees"]:
@@ -110,6 +116,7 @@ def _inputs(
             "user": bound["identifier"],
             "weight": None if mechanism["loss_weights"] == "none" else "weight",
         },
+        public_rate=any(c["id"] == "initialisation.rate_is_public" for c in data["checks"]),
         table_noise=mechanism["noise"].get("tables", "dense"),
         executed=mechanism["steps"]["executed"],
         replayed=mechanism["steps"]["replayed"],
@@ -147,6 +154,7 @@ def _plan(data: Mapping[str, Any], mechanism: Mapping[str, Any]) -> dict[str, An
         "dataset_size": size,
         "dataset_size_status": adjacency["dataset_size_status"],
         "sensitivity_slack": SENSITIVITY_SLACK,
+        **({"releases": mechanism["releases"]} if "releases" in mechanism else {}),
     }
 
 

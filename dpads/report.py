@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dpads.accounting.checks import Check, ClaimLevel, claim_level
 from dpads.accounting.facts import HumanFacts
+from dpads.accounting.joint import JointRuns
+from dpads.accounting.joint_checks import checks_of
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.statement import (
     GuaranteeStatement,
@@ -18,6 +21,9 @@ from dpads.record import RunRecord, now
 
 if TYPE_CHECKING:
     from dpads.run import Run
+
+
+_CLASS_WEIGHTS = ("positive_weight", "negative_weight")
 
 
 def build_statement(
@@ -39,6 +45,12 @@ def build_statement(
     """
     inputs = _inputs(plan, record, ledger, created_at, None)
     return make_statement(inputs, on_progress=on_progress)
+
+
+def checks_of_run(plan: Plan, record: RunRecord, ledger: Ledger) -> tuple[ClaimLevel, list[Check]]:
+    """How much is claimed for one run, and what that stands on, without its figures for users."""
+    checks = checks_of(JointRuns((_inputs(plan, record, ledger, record.created_at, None),)))
+    return claim_level(checks), checks
 
 
 def build_joint_statement(
@@ -92,5 +104,7 @@ def _inputs(
         run=name,
         noise_seed_used=record.settings["noise_seed"] is not None,
         reference_trained=record.reference,
+        class_weighted=any(record.settings.get(key, 1.0) != 1.0 for key in _CLASS_WEIGHTS),
+        public_rate=record.settings.get("prior", {}).get("kind") == "public",
         human=HumanFacts.from_mapping(record.statement),
     )

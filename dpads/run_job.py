@@ -21,6 +21,7 @@ from dpads.record import RunRecord
 from dpads.run import Run, note_evaluation
 from dpads.run_data import RunRows, resolve_plan
 from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
+from dpads.training_start import StartModel
 
 # What the ledger holds once a run's keys were used.
 BEGUN = ("training", "dp_count", "selection")
@@ -106,6 +107,7 @@ class Job:
 
     config: Config
     rows: RunRows
+    start: StartModel | None
     performance: Performance
     on_progress: Callable[[RunProgress], None] | None
     on_rows: Callable[[RowProgress], None] | None
@@ -172,6 +174,7 @@ class Job:
                 self.performance,
                 ledger,
                 self.on_rows,
+                self.start,
             )
         if any(entry.kind in BEGUN for entry in ledger.entries):
             raise CheckpointError(
@@ -187,6 +190,7 @@ class Job:
             ledger,
             checkpoints,
             self.on_rows,
+            self.start,
         )
 
     def _reference_metrics(self, ledger: Ledger, folder: Path | None) -> dict[str, Any]:
@@ -211,6 +215,7 @@ class Job:
             self.performance,
             Ledger(),
             on_rows=self.on_rows,
+            start=self.start,
         )
         ledger.append(
             kind="reference",
@@ -226,11 +231,11 @@ class Job:
 
     def _evaluate(self, model: Model, ledger: Ledger) -> list[Metrics]:
         """Exact metrics on the test rows, after the ledger says so; uncalibrated ones second, if any."""
+        if self.rows.test is None:
+            return [no_metrics(self.config.schema.task, "no test rows were given")]
         outputs = [model.output]
         if model.output.calibration is not None:
             outputs.append(dataclasses.replace(model.output, calibration=None))
-        if self.rows.test is None:
-            return [no_metrics(self.config.schema.task, "no test rows were given")] * len(outputs)
         note_evaluation(ledger, self.rows.test_rows)
         return evaluate_outputs(model, self.rows.test, outputs)
 

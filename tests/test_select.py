@@ -14,7 +14,7 @@ from cli_calls import done, dpads_command
 
 import dpads
 from dpads.accounting.canonical import canonical_bytes
-from dpads.accounting.events import dp_sgd
+from dpads.accounting.events import composed, dp_sgd
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, RunError
@@ -101,7 +101,12 @@ def set_metrics(sweep: Sweep, trial: str, *, loss: float) -> None:
 
 
 def events(entries: Any) -> Counter[bytes]:
-    return Counter(canonical_bytes(e.dp_event) for e in entries if e.dp_event is not None)
+    """Each training with what is released beside it, which the winner's own ledger lists one by one."""
+    own = [e.dp_event for e in entries if e.kind in ("training", "recalibration")]
+    others = [e.dp_event for e in entries if e.kind == "tuning"]
+    whole = [composed(own)] if own else []
+    assert len(own) + len(others) == sum(e.dp_event is not None for e in entries)
+    return Counter(canonical_bytes(event) for event in [*whole, *others])
 
 
 def test_the_winner_has_the_best_mean_over_seeds(sweep: Sweep) -> None:

@@ -55,7 +55,7 @@ def test_a_trial_is_an_ordinary_run(task: TrialTask, tmp_path: Path) -> None:
     assert run.plan.loss.epsilon == outcome.epsilon
     assert run.metrics["auc"] is not None
     assert dpads.verify(task.folder).first_failure is None
-    assert kinds(run.ledger) == ["training", "training_finished", "evaluation"]
+    assert kinds(run.ledger) == ["training", "training_finished", "recalibration", "evaluation"]
     assert outcome.seconds is not None
     assert outcome.wall_seconds is not None
     assert 0 < outcome.seconds < outcome.wall_seconds
@@ -176,7 +176,13 @@ def test_a_trial_of_many_says_so_on_its_own_ledger_once(
     assert run_trial(TrialTask(**json.loads(json.dumps(task.to_dict())))).status == "done"
     assert announced(tmp_path) == {("0001", "tuning"): 1, ("0001", "evaluation"): 1}
     run = dpads.Run.load(task.folder)
-    assert kinds(run.ledger) == ["trial", "training", "training_finished", "evaluation"]
+    assert kinds(run.ledger) == [
+        "trial",
+        "training",
+        "training_finished",
+        "recalibration",
+        "evaluation",
+    ]
     assert run.ledger.entries[0].details == {"sweep": "0" * 64, "trials": 3}
     assert "the 2 other trials of the sweep" in run.statement().headline
     assert dpads.verify(task.folder).ok
@@ -248,8 +254,12 @@ def test_what_trained_and_was_lost_is_charged_again(
 def test_a_full_disk_fails_the_trial(
     task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    save = training.Trainer.save
+
+    def full(trainer: training.Trainer) -> None:
+        if any(entry.kind == "training" for entry in trainer._ledger.entries):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(trainer)
 
     monkeypatch.setattr(training.Trainer, "save", full)
     outcome = run_trial(task)
@@ -258,8 +268,8 @@ def test_a_full_disk_fails_the_trial(
     assert outcome.began
     monkeypatch.undo()
     assert run_trial(dataclasses.replace(task, retry=True)).status == "done"
-    # The entry of its own ledger says that training may have begun, and nothing can be resumed.
-    assert announced(tmp_path)["0001", "tuning"] == 2
+    # Its keys were kept before the entry: what began goes on, and is charged once.
+    assert announced(tmp_path)["0001", "tuning"] == 1
 
 
 def test_a_trial_is_trained_by_one_process_at_a_time(
