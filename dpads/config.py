@@ -93,6 +93,10 @@ class TrainingConfig:
         negative_weight: likewise of negative ones.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover.
+        start_from: the folder of an earlier run of the same model on the same columns: training starts
+            from its final parameters, and its ledger is carried on.
+        start_from_public: whether somebody vouches that the earlier run's rows are nobody's data that
+            this guarantee is about; then nothing is carried on.
     """
 
     expected_batch_size: int = 1024
@@ -106,9 +110,16 @@ class TrainingConfig:
     positive_weight: float = 1.0
     negative_weight: float = 1.0
     reference: bool = False
+    start_from: str | None = None
+    start_from_public: bool = False
 
     def __post_init__(self) -> None:
         check_table_optimizer(self.table_optimizer)
+        if self.start_from_public and self.start_from is None:
+            raise ConfigError(
+                "Expected start_from with start_from_public, got none. Name the folder of the run whose "
+                "rows are public."
+            )
         for name in ("positive_weight", "negative_weight"):
             check_class_weight(name, getattr(self, name))
         if self.expected_batch_size < 1:
@@ -246,7 +257,11 @@ def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
         TrainingConfig,
         tables.get("training", {}),
         "training",
-        {"table_optimizer": _optimizer(Sgd()), "tower_optimizer": _optimizer(Adam())},
+        {
+            "table_optimizer": _optimizer(Sgd()),
+            "tower_optimizer": _optimizer(Adam()),
+            "start_from": _path_under(base),
+        },
     )
     reference = {
         "table_optimizer": training.table_optimizer,
@@ -331,6 +346,20 @@ def _paths_under(base: Path) -> Reader:
         if not all(name.strip() for name in every):
             raise ConfigError(f"{path}: expected a path, got an empty text. Name a log or a store.")
         return tuple(str(base.absolute() / Path(name).expanduser()) for name in every)
+
+    return read
+
+
+def _path_under(base: Path) -> Reader:
+    """A reader of one path, or of nothing."""
+
+    def read(value: Any, path: str) -> str | None:
+        name = _typed(str | None, value, path)
+        if name is None:
+            return None
+        if not name.strip():
+            raise ConfigError(f"{path}: expected a path, got an empty text. Leave it out.")
+        return str(base.absolute() / Path(name).expanduser())
 
     return read
 

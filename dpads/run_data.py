@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpads.accounting.events import EventTree
 from dpads.config import Config
 from dpads.errors import DataError
 from dpads.plan import Plan, PrivacySpec, resolve
@@ -78,11 +79,21 @@ def open_run_rows(
     test: ExampleStore | None,
     folder: Path,
     on_prepare: Callable[[int], None] | None,
+    carried: EventTree | None = None,
 ) -> RunRows:
-    """Opens or prepares what is not open yet; a plan that needs no count is resolved before."""
+    """Opens or prepares what is not open yet; a plan that needs no count is resolved before.
+
+    Args:
+        config: of the run.
+        store: the training rows, opened already.
+        test: likewise the test rows.
+        folder: where stores of logs go.
+        on_prepare: called with the number of examples prepared so far.
+        carried: what earlier runs have spent whose parameters this one starts from.
+    """
     schema = config.schema
     if config.privacy.dataset_size is not None:
-        resolve_plan(config, config.privacy, config.l2_clip_norm, None)
+        resolve_plan(config, config.privacy, config.l2_clip_norm, None, carried)
     rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
     rows.check_schema(schema)
     rows.check_labels()
@@ -102,12 +113,16 @@ def open_run_rows(
     if cap is not None:
         rows = rows.capped(cap, seed=config.split_seed)
     units = rows.num_units(config.privacy.unit)
-    plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units)
+    plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units, carried)
     return RunRows(rows, test, test_rows, plan)
 
 
 def resolve_plan(
-    config: Config, privacy: PrivacySpec, l2_clip_norm: float, units: int | None
+    config: Config,
+    privacy: PrivacySpec,
+    l2_clip_norm: float,
+    units: int | None,
+    carried: EventTree | None = None,
 ) -> Plan:
     """The plan of a promise on this configuration."""
     return resolve(
@@ -116,6 +131,7 @@ def resolve_plan(
         epochs=config.training.epochs,
         l2_clip_norm=l2_clip_norm,
         store_units=units,
+        carried=carried,
         wanted=wanted_releases(config.schema, config.prior, config.selection, config.recalibration),
     )
 

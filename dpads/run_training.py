@@ -18,10 +18,12 @@ from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec
 from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 from dpads.run import Run, expect_store
-from dpads.run_data import open_run_rows
+from dpads.run_data import RunRows, open_run_rows
 from dpads.run_job import Job, RunProgress
 from dpads.store import ExampleStore
 from dpads.training import Performance, RowProgress
+from dpads.training_start import StartModel
+from dpads.warm_start import Start, open_start
 
 
 def train(
@@ -43,6 +45,8 @@ def train(
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
     reference: bool | ReferenceConfig = False,
+    start_from: Run | str | Path | None = None,
+    start_from_public: bool = False,
     prior: PriorConfig = PriorConfig(),  # noqa: B008 (frozen)
     recalibration: RecalibrationConfig = RecalibrationConfig(),  # noqa: B008 (frozen)
     selection: SelectionConfig = SelectionConfig(),  # noqa: B008 (frozen)
@@ -75,6 +79,10 @@ def train(
         negative_weight: likewise of negative ones.
         reference: also train without noise and clipping, to compare with: an access that the
             guarantee does not cover. A `ReferenceConfig` gives it optimizers of its own.
+        start_from: an earlier run of the same model on the same columns, or its folder: training starts
+            from its final parameters, and its ledger is carried on: `privacy.epsilon` is the total.
+        start_from_public: whether you vouch that the earlier run's rows are nobody's data that this
+            guarantee is about; then nothing is carried on.
         prior: where the model's output starts.
         recalibration: the calibration that is fitted to noisy sums after a private training; by default
             scale and bias, with a hundredth of the budget.
@@ -136,6 +144,8 @@ def train(
             positive_weight=positive_weight,
             negative_weight=negative_weight,
             reference=wanted,
+            start_from=_folder_of(start_from),
+            start_from_public=start_from_public,
         ),
         reference=own,
         prior=prior,
@@ -204,14 +214,15 @@ def train_config(
         )
     if out is None:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
-            rows = open_run_rows(config, store, test, Path(name), on_prepare)
+            start = open_start(config)
+            rows = _open_rows(config, store, test, Path(name), on_prepare, start)
             ledger = Ledger()
-            _begin(ledger, first)
+            _begin(ledger, first, start)
             if on_plan is not None:
                 on_plan(rows.plan)
-            return Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
-                ledger, None
-            )
+            return Job(
+                config, rows, _model_of(start), performance, on_progress, on_rows, on_statement
+            ).carry_out(ledger, None)
     target = Path(out)
     made: list[Path] = []
     if resume:
@@ -219,7 +230,10 @@ def train_config(
         if files.is_run(partial):  # everything was done but the renaming
             files.finish_partial(partial, target)
             return Run.load(target)
+        begun = partial / files.LEDGER
+        start = open_start(config, Ledger.load(begun) if begun.exists() else None)
     else:
+        start = open_start(config)
         partial, made = files.start_partial(target)
     path = partial / files.LEDGER
     ledger = Ledger.load(path) if path.exists() else Ledger(path)
@@ -228,13 +242,13 @@ def train_config(
             files.write_text(partial / files.CONFIG, to_toml(config))
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
-        rows = open_run_rows(config, store, test, prepared, on_prepare)
-        _begin(ledger, first)
+        rows = _open_rows(config, store, test, prepared, on_prepare, start)
+        _begin(ledger, first, start)
         if on_plan is not None:
             on_plan(rows.plan)
-        run = Job(config, rows, performance, on_progress, on_rows, on_statement).carry_out(
-            ledger, partial
-        )
+        run = Job(
+            config, rows, _model_of(start), performance, on_progress, on_rows, on_statement
+        ).carry_out(ledger, partial)
     except BaseException:
         if not has_begun(ledger, first):  # nothing was read to learn from: nothing to account for
             files.drop_partial(partial, made)
@@ -246,13 +260,58 @@ def train_config(
 
 def has_begun(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a run's ledger announces anything beside the entries that it was given to begin with."""
-    return len(ledger.entries) > len(first)
+    own = [e for e in ledger.entries if e.kind != "earlier_run" and "carried" not in e.details]
+    return len(own) > len(first)
 
 
-def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> None:
-    """Puts the first entries on a ledger, those that it lacks."""
-    for fields in first[len(ledger.entries) :]:
+def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]], start: Start | None) -> None:
+    """Puts the first entries on a ledger, those that it lacks: of earlier runs before the others."""
+    every = [*(() if start is None else start.entries), *first]
+    for fields in every[len(ledger.entries) :]:
         ledger.append(**fields)
+
+
+def _open_rows(
+    config: Config,
+    store: ExampleStore | None,
+    test: ExampleStore | None,
+    folder: Path,
+    on_prepare: Callable[[int], None] | None,
+    start: Start | None,
+) -> RunRows:
+    """The rows of a run, with a plan whose guarantee goes with that of what it starts from."""
+    carried = None if start is None else start.carried
+    rows = open_run_rows(config, store, test, folder, on_prepare, carried)
+    if start is not None:
+        start.check_plan(rows.plan)
+    return rows
+
+
+def _model_of(start: Start | None) -> StartModel | None:
+    """The parameters to start from."""
+    return None if start is None else start.model
+
+
+def _folder_of(start_from: Run | str | Path | None) -> str | None:
+    """The folder of a run to start from.
+
+    Raises:
+        ConfigError: the run is only in memory, or it is no run.
+    """
+    if start_from is None:
+        return None
+    if isinstance(start_from, Run):
+        if start_from.path is None:
+            raise ConfigError(
+                "start_from: expected a run with a folder, got one that is only in memory. Write it with "
+                "run.save(path), or train it with out=."
+            )
+        start_from = start_from.path
+    if not isinstance(start_from, str | Path):
+        raise ConfigError(
+            f"start_from: expected a run or its folder, got {type(start_from).__name__}."
+        )
+    return str(Path(start_from).expanduser().absolute())
 
 
 def _interrupted(config: Config, target: Path) -> Path:
