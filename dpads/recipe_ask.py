@@ -18,6 +18,7 @@ from dpads.recipe_stages import RowsName
 from dpads.run_data import open_rows
 from dpads.store import ExampleStore
 from dpads.sweep_progress import SweepProgress
+from dpads.warm_start import refuse_start
 
 ASKED: Final = "asked.json"
 STORE: Final = "store"
@@ -80,6 +81,7 @@ def check_asked(config: Config, hours: float, trials: int) -> None:
             "out of a Renyi filter, and no Renyi divergence of truncated batches is known. Leave the "
             "sampler out."
         )
+    refuse_start(config, "a trial of a recipe")
     if config.data.test is None:
         raise ConfigError("The recipe compares models on test rows. Set data.test.")
     if config.training.noise_seed is not None or config.training.reference:

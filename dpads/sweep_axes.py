@@ -57,6 +57,8 @@ def known_axes() -> tuple[str, ...]:
 _REFUSED: Final = {
     "training.noise_seed": "two trials would share noise, and their guarantees would be void. Every trial "
     "draws its own keys from the operating system; vary training.init_seed instead.",
+    "training.start_from": "trials of a sweep are accounted for together, and earlier runs are outside.",
+    "training.start_from_public": "trials of a sweep do not start from earlier runs.",
     "training.reference": "say `reference = true` at the top of the sweep: one model without noise and "
     "clipping is then trained for all trials that it can be compared with.",
 }

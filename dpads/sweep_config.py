@@ -31,6 +31,7 @@ from dpads.sweep_settings import (
     in_words,
     unprotected,
 )
+from dpads.warm_start import refuse_start
 
 if TYPE_CHECKING:
     from dpads.tune_config import TuneConfig
@@ -230,6 +231,7 @@ def _raw_base(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any]
             "training.reference is set in the base: every trial would train a reference of its own. Leave it "
             "out, and say `reference = true` at the top of the sweep."
         )
+    refuse_start(config, "a trial of a sweep")
     raw["data"] = {**raw["data"], "train": list(config.data.train)}
     if isinstance(config.data.test, tuple):
         raw["data"]["test"] = list(config.data.test)

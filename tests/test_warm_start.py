@@ -19,9 +19,12 @@ from dpads.accounting.accountant import epsilon_of
 from dpads.accounting.earlier import carried_event
 from dpads.accounting.ledger import Ledger
 from dpads.config import load_config
+from dpads.config_toml import to_toml
 from dpads.errors import BudgetError, CheckpointError, ConfigError, InputError, VerificationError
 from dpads.run_training import train_config
 from dpads.store import ExampleStore
+from dpads.sweep_axes import check_axis
+from dpads.sweep_config import parse_sweep
 from dpads.training import Performance, Trainer
 from dpads.verifying import verify
 from dpads.warm_start import open_start
@@ -352,3 +355,21 @@ def test_a_configuration_names_the_folder_beside_it(
     assert kinds(run.ledger)[0] == "earlier_run"
     with pytest.raises(ConfigError, match="expected a path, got an empty text"):
         load_config(tmp_path / "day2.toml", ['training.start_from=""'])
+
+
+def test_sweeps_and_recipes_do_not_start_from_earlier_runs(
+    days: list[ExampleStore], monday: dpads.Run, tmp_path: Path
+) -> None:
+    training = dataclasses.replace(monday.config.training, start_from=str(monday.path))
+    privacy = dataclasses.replace(FIXED, noise_multiplier=None, epsilon=3.0)
+    data = dataclasses.replace(monday.config.data, train=(str(days[1].path),))
+    config = dataclasses.replace(monday.config, training=training, privacy=privacy, data=data)
+    with pytest.raises(ConfigError, match="a trial of a recipe cannot start from an earlier run"):
+        dpads.recipe(config, out=tmp_path / "recipe")
+    (tmp_path / "base.toml").write_text(to_toml(config))
+    document = {"base": "base.toml", "axes": {"privacy.epsilon": [1.0, 2.0]}}
+    with pytest.raises(ConfigError, match="a trial of a sweep cannot start from an earlier run"):
+        parse_sweep(document, base=tmp_path)
+    with pytest.raises(ConfigError, match='start_from" cannot be an axis'):
+        check_axis("training.start_from")
+    assert [path.name for path in tmp_path.iterdir()] == ["base.toml"]
