@@ -35,7 +35,7 @@ class TorchModule(Description):
     """
 
     name: ClassVar[str] = "torch"
-    converted: ClassVar[Converted | None] = None
+    converted: ClassVar[Any] = None  # a `Converted`, where `from_torch` made the description
 
     module: str
     structure: str
@@ -132,7 +132,8 @@ class TorchModule(Description):
                 "The module was converted for another schema. Convert it for this one: "
                 "dpads.models.from_torch(module, schema)."
             )
-        return self.converted
+        converted: Converted = self.converted
+        return converted
 
 
 def from_torch(
