@@ -42,7 +42,7 @@ class Reader(nn.Module):
         ids = self._ids(columns)
         weights = self._weights(columns)
         embedded = [self._values(read.source, columns, ids, weights) for read in self._reads]
-        shown = torch.where(ids < 0, torch.full_like(ids, self._inputs.padding), ids)
+        shown = torch.where(ids < 0, self._inputs.padding, ids)
         numbers = [columns[item.column][:, None] for item in self._inputs.schema.numeric]
         matrix = torch.cat([*embedded, *numbers, *self._written(shown), weights], dim=1)
         logits: torch.Tensor = self.module(matrix)
@@ -53,10 +53,9 @@ class Reader(nn.Module):
         scalars = [columns[name][:, None] for name in self._inputs.schema.categorical]
         bags = []
         for bag in self._inputs.padded:
-            filled = _first(columns[bag.column], self._inputs.lengths[bag.column], -1)
-            bags.append(
-                torch.where(filled < 0, torch.full_like(filled, self._inputs.padding), filled)
-            )
+            chosen = _chosen(columns[bag.column], self._inputs.lengths[bag.column])
+            packed = torch.where(chosen, columns[bag.column][:, :, None], 0).sum(dim=1)
+            bags.append(torch.where(chosen.any(dim=1), packed, self._inputs.padding))
         return torch.cat([*scalars, *bags, self._nothing(columns).long()], dim=1)
 
     def _weights(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -64,9 +63,8 @@ class Reader(nn.Module):
         found = []
         for bag in self._inputs.padded:
             if bag.weights is not None:
-                length = self._inputs.lengths[bag.column]
-                filled = _first(columns[bag.column], length, -1) >= 0
-                found.append(_first(columns[bag.weights], length, 0) * filled)
+                chosen = _chosen(columns[bag.column], self._inputs.lengths[bag.column])
+                found.append(torch.where(chosen, columns[bag.weights][:, :, None], 0.0).sum(dim=1))
         return torch.cat([*found, self._nothing(columns)], dim=1)
 
     def _nothing(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -100,7 +98,7 @@ class Reader(nn.Module):
         read = own >= 0
         if source.padding_idx is not None:
             read = read & (own != source.padding_idx)
-        rows = table[own.clamp(min=0)] * read[:, :, None]
+        rows = torch.where(read[:, :, None], table[own.clamp(min=0)], 0.0)
         if source.pooling is None:
             return rows.flatten(1)
         if source.weights:
@@ -108,14 +106,15 @@ class Reader(nn.Module):
         if source.weighted and source.bag is not None:
             name = next(b.weights for b in self._inputs.ragged if b.column == source.bag)
             assert name is not None
-            rows = rows * columns[name][:, :, None]
+            rows = rows * torch.where(read, columns[name], 0.0)[:, :, None]
         total = rows.sum(dim=1)
         if source.pooling == "mean":
             total = total / read.sum(dim=1, keepdim=True).clamp(min=1)
         return total
 
 
-def _first(values: torch.Tensor, length: int, fill: int) -> torch.Tensor:
-    """The first positions, filled up where there are fewer."""
-    more = torch.full((values.shape[0], length), fill, dtype=values.dtype)
-    return torch.cat([values, more], dim=1)[:, :length]
+def _chosen(ids: torch.Tensor, length: int) -> torch.Tensor:
+    """bool[n, positions, length]: whether the id at a position is the k-th that is there."""
+    present = ids >= 0
+    number = present.cumsum(dim=1) - 1
+    return present[:, :, None] & (number[:, :, None] == torch.arange(length))

@@ -238,14 +238,16 @@ def test_reader_computes_the_towers_logits_from_columns(kind: Any) -> None:
     }
     columns |= {f"n{k}": torch.from_numpy(batch.dense[:, k].copy()) for k in range(2)}
     for name, bag in batch.bags.items():
-        ids = torch.full((batch.num_examples, 6), -1)
-        factors = torch.zeros(batch.num_examples, 6)
+        ids = torch.full((batch.num_examples, 9), -1)
+        factors = torch.full(
+            (batch.num_examples, 9), torch.nan
+        )  # what stands beside -1 is not read
         for i in range(batch.num_examples):
             part = slice(bag.offsets[i], bag.offsets[i + 1])
-            size = part.stop - part.start
-            ids[i, :size] = torch.from_numpy(bag.values[part])
+            places = np.sort(rng.permutation(9)[: part.stop - part.start])  # missing ids in between
+            ids[i, places] = torch.from_numpy(bag.values[part])
             if bag.weights is not None:
-                factors[i, :size] = torch.from_numpy(bag.weights[part])
+                factors[i, places] = torch.from_numpy(bag.weights[part])
         columns[name] = ids
         if bag.weights is not None:
             columns["w"] = factors
