@@ -149,15 +149,25 @@ def export_model(model: Model, path: str | Path, suffix: str) -> Path:
         except (MissingDependencyError, OSError):
             raise
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise RunError(
-                f"The model's tower does not export to {suffix}: {first} Use layers that torch.export "
-                "knows, without control flow that depends on values."
-            ) from error
+            raise RunError(f"The model does not export to {suffix}: {_reason(error)}") from error
         if _beside(aside).exists():
             _beside(aside).replace(_beside(out))
         aside.replace(out)
     return out
+
+
+def _reason(error: Exception) -> str:
+    """What an exporter met, and what to do about it."""
+    text = str(error).strip()
+    if "specialized" in text:
+        return (
+            "its forward makes the number of rows a constant, as len(x) and int(x.shape[0]) do. Write "
+            "x.shape[0], or reshape by the other dimensions."
+        )
+    first = text.partition("\n")[0][:200]
+    return (
+        f"{first} Use layers that torch.export knows, without control flow that depends on values."
+    )
 
 
 def check_onnx() -> None:
@@ -200,17 +210,24 @@ def _shapes(sample: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {"inputs": {name: dict.fromkeys(range(t.dim()), free) for name, t in sample.items()}}
 
 
-def _write_torch(model: Model, path: Path) -> None:
-    """Writes a program of torch.export."""
+def _program(model: Model) -> torch.export.ExportedProgram:
+    """The model as a graph, for any number of rows."""
     import torch
 
     from dpads.models.torch_exported import ExportedModel
 
     sample = _sample(model.schema)
     with torch.no_grad():
-        program = torch.export.export(
+        return torch.export.export(
             ExportedModel(model), (), {"inputs": sample}, dynamic_shapes=_shapes(sample)
         )
+
+
+def _write_torch(model: Model, path: Path) -> None:
+    """Writes a program of torch.export."""
+    import torch
+
+    program = _program(model)
     program.example_inputs = None  # they alone would be pickled
     torch.export.save(program, path, extra_files={METADATA: describe(model)})
 
@@ -219,27 +236,22 @@ def _write_onnx(model: Model, path: Path) -> None:
     """Writes an ONNX model."""
     import torch
 
-    from dpads.models.torch_exported import ExportedModel
-
-    sample = _sample(model.schema)
-    module = ExportedModel(model)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            (),
-            None,
-            kwargs={"inputs": sample},
-            dynamic_shapes=_shapes(sample),
-            input_names=list(sample),
-            output_names=[OUTPUT],
-            dynamo=True,
-            verbose=False,
-            # onnxscript's optimizer drops nodes that clamps still use; runtimes have optimizers of their own.
-            optimize=False,
-        )
+    # A graph first: given a module, the exporter would rather fix the number of rows than fail.
+    graph = _program(model)
+    program = torch.onnx.export(
+        graph,
+        (),
+        None,
+        input_names=[item["name"] for item in describe_inputs(model.schema)],
+        output_names=[OUTPUT],
+        dynamo=True,
+        verbose=False,
+        # onnxscript's optimizer drops nodes that clamps still use; runtimes have optimizers of their own.
+        optimize=False,
+    )
     assert program is not None
     program.model.metadata_props[METADATA] = describe(model)
-    size = sum(value.nbytes for value in module.state_dict().values())
+    size = sum(value.nbytes for value in graph.state_dict.values())
     program.save(path, external_data=size > ONE_FILE)
 
 

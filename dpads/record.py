@@ -31,13 +31,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dpads
-from dpads.errors import ConfigError, RunError, VerificationError
+from dpads.errors import ConfigError, RunError, SchemaError, VerificationError
 from dpads.preparing import missing_parents, remove_empty
 from dpads.tensor_files import Buffer, map_tensors, tensor_parts
 
 if TYPE_CHECKING:
     from dpads.accounting.statement import GuaranteeStatement
-    from dpads.models.base import Model
+    from dpads.models.base import Description, Model
+    from dpads.models.from_torch import TorchModule
 
 RUN: Final = "run.json"
 PARAMETERS: Final = "model.safetensors"
@@ -51,9 +52,13 @@ CHECKPOINTS: Final = "checkpoints"
 # Only while the run is partial: the reference's metrics, and the stores of logs.
 REFERENCE: Final = "reference.json"
 PREPARED: Final = "prepared"
-FORMAT: Final = 1
+FORMAT: Final = 2
 # The packages whose versions decide what the numbers are.
 PACKAGES: Final = ("dp-accounting", "numba", "numpy", "polars", "scipy", "torch")
+
+
+class ModuleMissingError(ConfigError):
+    """A run's model is a user's torch module, which files do not hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +111,42 @@ class RunRecord:
         Raises:
             RunError: a key is missing or unknown, or another format wrote it.
         """
-        known = {item.name for item in dataclasses.fields(cls)}
-        if data.get("format") != FORMAT or set(data) != known:
-            raise RunError(
-                f"{RUN}: expected the record of a run in format {FORMAT}. Load it with the version of "
-                "dpads that wrote it."
-            )
+        check_format(RUN, data)
+        if set(data) != {item.name for item in dataclasses.fields(cls)}:
+            raise RunError(f"{RUN}: damaged: keys are missing or unknown. Restore it from a copy.")
         return cls(**data)
+
+
+def check_format(name: str | Path, data: Any) -> None:
+    """Checks that this version of dpads wrote a file of a run, or one of the same format did.
+
+    Args:
+        name: the file, for the message.
+        data: what it holds.
+
+    Raises:
+        RunError: another format wrote it; the message names the version to install.
+    """
+    facts = data if isinstance(data, dict) else {}
+    found = facts.get("format")
+    if found == FORMAT:
+        return
+    writer = facts.get("dpads") or dict(facts.get("versions") or {}).get("dpads")
+    by = f" by dpads {writer}" if writer else ""
+    known = f"this is dpads {dpads.__version__}, which reads format {FORMAT}"
+    if not isinstance(found, int):
+        raise RunError(
+            f"{name}: expected a file in format {FORMAT}, got none. Restore it from a copy."
+        )
+    if found > FORMAT:
+        raise RunError(
+            f"{name}: written in format {found}{by}, a newer version; {known}. Install a newer dpads to "
+            "load it."
+        )
+    raise RunError(
+        f"{name}: written in format {found}{by}, an older version; {known}. Load it with the version that "
+        "wrote it, or train anew."
+    )
 
 
 def versions() -> dict[str, str]:
@@ -189,22 +223,50 @@ def describe_model(model: Model) -> str:
     )
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, description: Description | None = None) -> Model:
     """Reads model.json and model.safetensors.
 
+    Args:
+        folder: of the run.
+        description: of the model, where it is a user's torch module: files do not hold that.
+
     Raises:
-        RunError: a file is missing or damaged, or the two do not belong together.
+        RunError: a file is missing or damaged, a newer version wrote it, or the two do not belong
+            together.
+        ModuleMissingError: the model is a torch module, and nobody gave it.
+        ConfigError: the run's model is another one than the description's.
     """
     import safetensors
 
-    from dpads.models import describe
+    from dpads.models import TorchModule, describe
     from dpads.models.output import Output
     from dpads.schema import FeatureSchema
 
     facts = read_json(folder / MODEL)
+    check_format(folder / MODEL, facts)
     path = folder / PARAMETERS
     try:
-        model = describe(facts["model"]).init(FeatureSchema.from_dict(facts["schema"]))
+        stored = describe(facts["model"])
+        schema = FeatureSchema.from_dict(facts["schema"])
+    except (KeyError, TypeError, ConfigError, SchemaError) as error:
+        raise RunError(
+            f"{folder / MODEL}: {error} It was written by dpads {facts.get('dpads')}, and this is "
+            f"{dpads.__version__}: load it with that version, or restore it from a copy."
+        ) from None
+    if isinstance(stored, TorchModule):
+        if description is None:
+            raise ModuleMissingError(
+                f"{folder}: the model is a torch module, which no file holds. Make it again and pass it: "
+                "dpads.Run.load(path, model=dpads.models.from_torch(module, schema))."
+            )
+        own = _module_of(description, stored).init(schema)
+    elif description not in (None, stored):
+        raise ConfigError(
+            f"{folder}: the run's model is {stored!r}, and model= is another. Leave it out: only torch "
+            "modules have to be given."
+        )
+    try:
+        model = own if isinstance(stored, TorchModule) else stored.init(schema)
         model.load_state(map_tensors(path))
         model.output = Output.from_dict(facts["output"])
     except FileNotFoundError:
@@ -214,6 +276,16 @@ def load_model(folder: Path) -> Model:
     except (KeyError, ConfigError) as error:
         raise RunError(f"{folder}: {MODEL} and {PARAMETERS} disagree: {error}") from None
     return model
+
+
+def _module_of(description: Description, stored: TorchModule) -> Description:
+    """A user's torch module, if the run's parameters are of such a one."""
+    if not stored.matches(description):
+        raise ConfigError(
+            f"The run's model is the torch module {stored.module}, and model= is another, or its layers "
+            "or columns differ. Convert the module as it was: dpads.models.from_torch(module, schema)."
+        )
+    return description
 
 
 def load_statement(folder: Path) -> GuaranteeStatement:

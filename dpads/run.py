@@ -16,7 +16,7 @@ from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
 from dpads.evaluation import Metrics, evaluate_model, read_predictions
 from dpads.exporting import ONNX, export_model, model_inputs
-from dpads.models.base import Model
+from dpads.models.base import Description, Model
 from dpads.plan import Plan
 from dpads.predicting import predict_frame
 from dpads.record import RunRecord
@@ -24,6 +24,7 @@ from dpads.store import ExampleStore
 
 if TYPE_CHECKING:
     import polars as pl
+    from torch import nn
 
     from dpads.accounting.statement import GuaranteeStatement
     from dpads.models.torch_exported import ExportedModel
@@ -35,7 +36,6 @@ class Run:
     `train` and `Run.load` make runs.
 
     Attributes:
-        model: the parameters.
         plan: the mechanism, resolved.
         record: how the run came about.
         config: how to run it again.
@@ -47,7 +47,7 @@ class Run:
     def __init__(
         self,
         *,
-        model: Model,
+        model: Model | files.ModuleMissingError,
         plan: Plan,
         record: RunRecord,
         config: Config,
@@ -55,7 +55,7 @@ class Run:
         metrics: Mapping[str, Any],
         path: Path | None = None,
     ) -> None:
-        self.model = model
+        self._model = model
         self.plan = plan
         self.record = record
         self.config = config
@@ -66,7 +66,18 @@ class Run:
 
     def __repr__(self) -> str:
         """What it is, without a number from private rows."""
-        return f"Run({self.model.description!r}, path={self.path and str(self.path)!r})"
+        return f"Run({self.config.model!r}, path={self.path and str(self.path)!r})"
+
+    @property
+    def model(self) -> Model:
+        """The parameters.
+
+        Raises:
+            ConfigError: the model is a user's torch module, and `load` was not given it.
+        """
+        if isinstance(self._model, files.ModuleMissingError):
+            raise self._model
+        return self._model
 
     @overload
     def predict(self, data: ExampleStore) -> NDArray[np.float32]: ...
@@ -109,6 +120,25 @@ class Run:
         result = np.empty_like(predictions)
         result[np.argsort(np.argsort(data.input_rows, kind="stable"))] = predictions
         return result
+
+    def to_torch(self) -> nn.Module:
+        """The user's own torch module with the trained parameters; rows of padding are zero.
+
+        Its logit lacks what the model adds: offset, calibration, negatives that were left out.
+        `export_torch` has them.
+
+        Raises:
+            ConfigError: the model is not a user's torch module.
+        """
+        from dpads.models import TorchModule
+
+        description = self.model.description
+        if not isinstance(description, TorchModule):
+            raise ConfigError(
+                f"Expected a run whose model dpads.models.from_torch made, got {description!r}. "
+                "export_torch gives any model as a torch module."
+            )
+        return description.to_torch(self.model)
 
     def export_torch(self) -> ExportedModel:
         """The model as one torch module that needs nothing of dpads to run.
@@ -262,12 +292,18 @@ class Run:
         files.write_text(folder / files.STATEMENT_MD, statement.to_markdown())
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
+    def load(cls, path: str | Path, *, model: Description | None = None) -> Run:
         """Reads a run's folder.
 
+        Args:
+            path: the folder.
+            model: what `dpads.models.from_torch` makes of the same module, where the run's model is a
+                user's torch module: files do not hold that. Without it the run has its statement, ledger
+                and metrics, but no model.
+
         Raises:
-            ConfigError: the path is no run.
-            RunError: a file of it is missing or damaged.
+            ConfigError: the path is no run, or its model is another one.
+            RunError: a file of it is missing or damaged, or a newer version wrote it.
         """
         folder = Path(path)
         if not files.is_run(folder):
@@ -276,8 +312,12 @@ class Run:
                 "`dpads train CONFIG.toml --out RUN` makes one." + files.hint_of(folder)
             )
         record = RunRecord.from_dict(files.read_json(folder / files.RUN))
+        try:
+            own: Model | files.ModuleMissingError = files.load_model(folder, model)
+        except files.ModuleMissingError as error:  # its statement and ledger are there all the same
+            own = error
         run = cls(
-            model=files.load_model(folder),
+            model=own,
             plan=Plan.from_dict(record.plan),
             record=record,
             config=load_config(folder / files.CONFIG),

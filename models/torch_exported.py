@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from dpads.models.base import Model
 from dpads.models.calibration import Buckets, Calibration, ScaleAndBias
+from dpads.models.from_torch import TorchModule
 from dpads.models.layout import Slot
 from dpads.models.output import LARGEST_LOGIT, Output
 from dpads.schema import FeatureSchema, Numeric
@@ -35,23 +36,34 @@ class ExportedModel(nn.Module):
         model: whose parameters are copied.
 
     Attributes:
-        table_names: names of `tables`, in order.
+        tower: float32[B, width] -> float32[B], the model's tower; or a user's module, tables included.
+        table_names: names of `tables`, in order; not of a user's module.
         tables: float32[rows, dim] each.
-        tower: float32[B, width] -> float32[B], the model's tower.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.schema: FeatureSchema = model.schema
         self.output: Output = model.output
+        self.slots: list[Slot] = []
+        if isinstance(model.description, TorchModule):
+            # A user's module reads its columns itself.
+            self.tower: nn.Module = copy.deepcopy(model.description.reader(model))
+            self.is_reader = True
+        else:
+            self._copy_tables(model)
+            self.tower = copy.deepcopy(model.tower.module)
+            self.is_reader = False
+        self.requires_grad_(False)
+        self.eval()
+
+    def _copy_tables(self, model: Model) -> None:
+        """Tables, and who reads them."""
         self.table_names = list(model.tables)
         copies = [torch.from_numpy(table.copy()) for table in model.tables.values()]
         self.tables = nn.ParameterList([nn.Parameter(t, requires_grad=False) for t in copies])
         slots = [slot for group in model.layout.groups for slot in group.slots]
-        self.slots: list[Slot] = sorted(slots, key=lambda slot: slot.column)
-        self.tower = copy.deepcopy(model.tower.module)
-        self.requires_grad_(False)
-        self.eval()
+        self.slots = sorted(slots, key=lambda slot: slot.column)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probabilities, or expected counts over each row's exposure.
@@ -62,10 +74,14 @@ class ExportedModel(nn.Module):
         Returns:
             float32[B].
         """
-        columns = [self._pooled(slot, inputs) for slot in self.slots]
-        columns += [_number(numeric, inputs[numeric.column]) for numeric in self.schema.numeric]
-        logits = self.tower(torch.cat(columns, dim=1)).reshape(-1).double()
-        own = self._logits(logits)
+        numbers = {item.column: _number(item, inputs[item.column]) for item in self.schema.numeric}
+        if self.is_reader:
+            logits = self.tower({**inputs, **numbers})
+        else:
+            columns = [self._pooled(slot, inputs) for slot in self.slots]
+            columns += [values[:, None] for values in numbers.values()]
+            logits = self.tower(torch.cat(columns, dim=1))
+        own = self._logits(logits.reshape(-1).double())
         if self.schema.task != "count":
             return torch.sigmoid(own).float()
         means = torch.exp(own.clamp(max=LARGEST_LOGIT))
@@ -100,14 +116,14 @@ class ExportedModel(nn.Module):
 
 
 def _number(numeric: Numeric, values: torch.Tensor) -> torch.Tensor:
-    """A numeric column after its missing value, clip and transform, float32[B, 1]."""
+    """A numeric column after its missing value, clip and transform, float32[B]."""
     raw = values.double()
     raw = torch.where(torch.isnan(raw), numeric.missing, raw)
     if numeric.clip is not None:
         raw = raw.clamp(*numeric.clip)
     if numeric.transform == "signed_log1p":
         raw = torch.sign(raw) * torch.log1p(torch.abs(raw))
-    return raw.float()[:, None]
+    return raw.float()
 
 
 def _calibrated(calibration: Calibration, logits: torch.Tensor) -> torch.Tensor:

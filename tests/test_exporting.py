@@ -21,7 +21,7 @@ import dpads
 from dpads import exporting
 from dpads.errors import ConfigError, DataError, MissingDependencyError, RunError
 from dpads.exporting import describe_inputs, export_model, model_inputs
-from dpads.models import Logistic, Mlp
+from dpads.models import Dcn, DeepFm, Dlrm, Fm, Logistic, Mlp
 from dpads.models.base import REGISTRY, Model
 from dpads.models.calibration import Buckets, ScaleAndBias
 from dpads.models.output import Output
@@ -33,7 +33,11 @@ from dpads.store import ExampleStore
 AGREEMENT = 1e-6  # of probabilities; of counts, relative to the count
 SMALL_MODELS: dict[str, Any] = {
     "logistic": Logistic(),
-    "mlp": Mlp(embedding_dim=3, hidden=(8, 5)),
+    "mlp": Mlp(embedding_dim=3, hidden=(8, 5), wide=True),
+    "fm": Fm(embedding_dim=3),
+    "deepfm": DeepFm(embedding_dim=3, hidden=(8, 5)),
+    "dcn": Dcn(embedding_dim=3, cross_layers=2, hidden=(8,), wide=True),
+    "dlrm": Dlrm(embedding_dim=3, bottom=(6,), top=(8,)),
 }
 OUTPUTS = {
     "as it starts": Output(),
@@ -87,7 +91,7 @@ def made(description: Any, task: str, output: Output = Output()) -> Model:  # no
     model: Model = description.init(schema_of(task))
     rng = np.random.default_rng(1)
     for array in (*model.tables.values(), *model.dense.values()):
-        array[...] = rng.normal(0.0, 0.5, array.shape)
+        array[...] = rng.normal(0.0, 0.25, array.shape)
     model.output = output
     return model
 
@@ -128,7 +132,9 @@ def test_the_torch_module_agrees_for_every_model_task_and_output(name: str, task
 
 
 @pytest.mark.parametrize("name", sorted(SMALL_MODELS))
-def test_files_agree_for_every_model(name: str, tmp_path: Path) -> None:
+def test_files_agree_for_every_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ONNX in its runtime, the torch program without a class of ours; on numbers of rows not traced."""
     task = "count" if sorted(SMALL_MODELS).index(name) % 2 else "ctr"
     output = OUTPUTS["buckets and all"]
@@ -137,6 +143,8 @@ def test_files_agree_for_every_model(name: str, tmp_path: Path) -> None:
     model, frame = made(SMALL_MODELS[name], task, output), rows()
     want = predict_frame(model, frame)["prediction"].to_numpy()
     inputs = model_inputs(model, frame)
+    graph = exporting._program(model)  # it takes seconds: once for both
+    monkeypatch.setattr(exporting, "_program", lambda _: graph)
     export_model(model, tmp_path / "m.onnx", ".onnx")
     agree(run_onnx(tmp_path / "m.onnx", inputs), want)
     export_model(model, tmp_path / "m.pt2", ".pt2")
@@ -287,6 +295,21 @@ def test_nothing_is_left_where_an_export_fails(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'dpads\[onnx\]'"):
         export_model(model, tmp_path / "m.onnx", ".onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_that_fixes_the_number_of_rows_is_refused(tmp_path: Path) -> None:
+    """Or it would be exported for the five rows that it is traced with."""
+
+    class Fixed(torch.nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features.reshape(len(features), -1).sum(dim=1)
+
+    model = made(Logistic(), "ctr")
+    model.tower.module = Fixed()  # type: ignore[attr-defined]
+    for suffix in (".onnx", ".pt2"):
+        with pytest.raises(RunError, match=r"makes the number of rows a constant.*x\.shape\[0\]"):
+            export_model(model, tmp_path / f"m{suffix}", suffix)
     assert not list(tmp_path.iterdir())
 
 
