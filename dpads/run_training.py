@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpads import record as files
+from dpads.accounting.earlier import given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
 from dpads.config_toml import differing_keys, to_toml
 from dpads.errors import CheckpointError, ConfigError
+from dpads.models import TorchModule
 from dpads.models.base import Description
 from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec
@@ -217,7 +219,7 @@ def train_config(
             start = open_start(config)
             rows = _open_rows(config, store, test, Path(name), on_prepare, start)
             ledger = Ledger()
-            _begin(ledger, first, start)
+            _begin(ledger, [*_starting(config, start), *first])
             if on_plan is not None:
                 on_plan(rows.plan)
             return Job(
@@ -243,7 +245,7 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = _open_rows(config, store, test, prepared, on_prepare, start)
-        _begin(ledger, first, start)
+        _begin(ledger, [*_starting(config, start), *first])
         if on_plan is not None:
             on_plan(rows.plan)
         run = Job(
@@ -264,11 +266,18 @@ def has_begun(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> bool:
     return len(own) > len(first)
 
 
-def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]], start: Start | None) -> None:
-    """Puts the first entries on a ledger, those that it lacks: of earlier runs before the others."""
-    every = [*(() if start is None else start.entries), *first]
-    for fields in every[len(ledger.entries) :]:
+def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the first entries on a ledger, those that it lacks."""
+    for fields in first[len(ledger.entries) :]:
         ledger.append(**fields)
+
+
+def _starting(config: Config, start: Start | None) -> list[Mapping[str, Any]]:
+    """The entries of what training starts from, where that is not made by init_seed."""
+    entries = [] if start is None else list(start.entries)
+    if isinstance(config.model, TorchModule):
+        entries.append(given_entry("Parameters and constants came with a torch module"))
+    return entries
 
 
 def _open_rows(

@@ -22,6 +22,7 @@ from dpads.accounting.events import EventTree
 from dpads.accounting.ledger import Ledger, LedgerEntry
 from dpads.config import Config
 from dpads.errors import ConfigError
+from dpads.models import TorchModule, describe
 from dpads.models.output import Output
 from dpads.plan import Plan
 from dpads.record import RunRecord
@@ -155,9 +156,12 @@ def refuse_start(config: Config, what: str) -> None:
 
 def _check_same(config: Config, record: RunRecord, facts: Any, path: Path) -> None:
     """The earlier run has the same columns, the same model and the same weights of classes."""
+    own_model, other_model = config.model.to_dict(), facts["model"]
+    if isinstance(config.model, TorchModule) and config.model.matches(describe(other_model)):
+        other_model = own_model  # made again, with other initial parameters: those are overwritten
     for name, own, other in (
         ("schema", config.schema.to_dict(), facts["schema"]),
-        ("model", config.model.to_dict(), facts["model"]),
+        ("model", own_model, other_model),
     ):
         keys = sorted(key for key in {*own, *other} if own.get(key) != other.get(key))
         if keys:

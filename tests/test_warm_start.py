@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import SMALL, kinds, stop_at
+from torch import nn
 
 import dpads
 from dpads import synthetic
@@ -373,3 +375,43 @@ def test_sweeps_and_recipes_do_not_start_from_earlier_runs(
     with pytest.raises(ConfigError, match='start_from" cannot be an axis'):
         check_axis("training.start_from")
     assert [path.name for path in tmp_path.iterdir()] == ["base.toml"]
+
+
+class Sum(nn.Module):
+    """A user's own module: the sum of one number per id."""
+
+    def __init__(self, columns: tuple[str, ...], rows: dict[str, int]) -> None:
+        super().__init__()
+        self.columns = columns
+        self.numbers = nn.ModuleDict({name: nn.Embedding(rows[name], 1) for name in columns})
+        self.bias = nn.Linear(1, 1)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        parts = [self.numbers[name](inputs[name]) for name in self.columns]
+        logits: torch.Tensor = self.bias(torch.stack(parts).sum(0)).squeeze(1)
+        return logits
+
+
+def test_a_torch_module_that_is_made_again_starts_from_its_earlier_run(
+    days: list[ExampleStore], tmp_path: Path
+) -> None:
+    schema = days[0].schema
+
+    def made(seed: int) -> Any:
+        torch.manual_seed(seed)
+        columns = schema.categorical
+        rows = {item.name: schema.table_rows[item.table] for item in schema.fields}
+        return dpads.models.from_torch(Sum(columns, rows), schema)
+
+    first = train(days[0], tmp_path / "a", privacy=FIXED, model=made(0))
+    assert first.ledger.entries[0].treatment == "public_data_only"
+    assert "hold nothing of anybody's data" in first.statement().headline
+    holds(first)
+    later = train(days[1], tmp_path / "b", privacy=FIXED, model=made(1), start_from=first)
+    treatments = [e.treatment for e in later.ledger.entries if e.kind == "earlier_run"]
+    assert treatments == ["covered_by_accounting", "public_data_only"]
+    resting = later.ledger.entries[0].details["earlier"]["rests_on"]
+    assert any("hold nothing of anybody's data" in text for text in resting)
+    holds(later)
+    with pytest.raises(ConfigError, match=r"same model.*differs in"):
+        train(days[1], tmp_path / "c", privacy=FIXED, start_from=first)
