@@ -82,7 +82,7 @@ class Pairs(nn.Module):
 
     def forward(self, columns: Columns) -> torch.Tensor:
         """Its part of the logits."""
-        vectors = columns.embedded.unflatten(1, self.shape)
+        vectors = torch.unflatten(columns.embedded, 1, self.shape)
         pairs = vectors.sum(dim=1).square() - vectors.square().sum(dim=1)
         return 0.5 * pairs.sum(dim=1)
 
@@ -144,7 +144,7 @@ class DotsAndDeep(nn.Module):
 
     def forward(self, columns: Columns) -> torch.Tensor:
         """Its part of the logits."""
-        vectors = columns.embedded.unflatten(1, self.shape)
+        vectors = torch.unflatten(columns.embedded, 1, self.shape)
         beside = []
         if len(self.bottom):
             numbers = columns.numeric
