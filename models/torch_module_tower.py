@@ -11,6 +11,7 @@ on its neighbours: they are tried at construction, on this machine and this very
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from dpads.batch import Targets
-from dpads.errors import RunError
+from dpads.errors import ConfigError
 from dpads.kernels import feedforward
 from dpads.kernels.torch_ops import find_blas, single_threaded
 from dpads.models.base import Tower
@@ -78,8 +79,8 @@ class ModuleTower(Tower):
         self.task = task
         for value in module.parameters():
             value.data = value.data.contiguous()
-        shared = [*module.parameters(), *module.buffers()]
-        self._hooked = copy.deepcopy(module, {id(value): value for value in shared})
+        self._hooked = _same_values(module)
+        self._of_thread = threading.local()
         self._layers = recordable(self._hooked)
         self._recorder = Recorder(self._layers)
         self._prefix = prefix
@@ -172,7 +173,7 @@ class ModuleTower(Tower):
         feedforward.loss_gradients(losses, logits.detach().numpy()[:used], by_logits.numpy()[:used])
         names = [*(layer.layer for layer in self._owners.linears), *self._owners.sampled]
         if any(len(calls.get(name, ())) != 1 for name in names):
-            raise RunError(
+            raise ConfigError(
                 "A layer was not used once in a forward pass, as it was when the model was made. Let "
                 "forward take the same way for all examples."
             )
@@ -220,8 +221,11 @@ class ModuleTower(Tower):
         return values
 
     def _logit(self, parameters: dict[str, nn.Parameter], row: torch.Tensor) -> torch.Tensor:
-        """The logit of one row."""
-        logits: torch.Tensor = functional_call(self.module, {**parameters}, (row.unsqueeze(0),))
+        """The logit of one row; torch puts parameters into the module meanwhile: each thread has one."""
+        own = getattr(self._of_thread, "module", None)
+        if own is None:
+            own = self._of_thread.module = _same_values(self.module)
+        logits: torch.Tensor = functional_call(own, {**parameters}, (row.unsqueeze(0),))
         return logits.squeeze(0)
 
     def _can_vectorise(self, rows: torch.Tensor) -> bool:
@@ -257,6 +261,12 @@ class ModuleTower(Tower):
         if features.dtype == np.float32:
             return self.module
         return copy.deepcopy(self.module).double()
+
+
+def _same_values(module: nn.Module) -> nn.Module:
+    """A copy that shares parameters and buffers."""
+    shared = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(value): value for value in shared})
 
 
 class ModuleGradients(JointGradients):

@@ -1,4 +1,4 @@
-"""What holds for every model and task: autograd one unit at a time, the clip norm, bits of one's own, the law."""
+"""For every model and task: autograd one unit at a time, the clip norm, bits of one's own, the law."""
 
 from __future__ import annotations
 
