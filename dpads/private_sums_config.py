@@ -63,7 +63,7 @@ class RecalibrationConfig:
     """
 
     kind: Literal["scale_and_bias", "buckets", "none"] | None = None
-    share: float = 0.01
+    share: float = 0.02
     largest_count: float = 5.0
     largest_exposure: float = 1.0
     largest_weight: float | None = None
@@ -138,15 +138,18 @@ def wanted_releases(
 ) -> tuple[Wanted, ...]:
     """The releases that a configuration asks for; public, like everything they are made of."""
     wanted = []
-    # A row's vector is at most (largest label, COUNTING * largest label).
-    row = recalibration.label_bound(schema) * math.sqrt(1.0 + COUNTING**2)
+    # A row's vector has its label, at most the bound, and COUNTING times the bound where it counts rows.
+    label = recalibration.label_bound(schema)
     if prior.kind == "dp_count":
+        row = label * math.sqrt(1.0 + COUNTING**2)
         wanted.append(Wanted(kind="dp_count", share=prior.share, l2_clip_norm=row))
     if selection.kind == "noisy_count":
         # One row of a table for each field: more of them are scaled down together.
         bound = math.sqrt(max(1, len(schema.fields)))
         wanted.append(Wanted(kind="selection", share=selection.share, l2_clip_norm=bound))
     if recalibration.resolved(schema) != "none":
+        # The label's residual twice: in the total, and shared between two nodes.
+        row = label * math.sqrt(2.0 + COUNTING**2)
         wanted.append(Wanted(kind="recalibration", share=recalibration.share, l2_clip_norm=row))
     return tuple(wanted)
 

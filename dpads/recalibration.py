@@ -2,8 +2,8 @@
 
 The model is private already, so that a row's logit is a function of its features and of what is released.
 The logit is cut into public nodes; each row tells the two nodes beside it by how much its label exceeds
-what the model predicts, and that it is there. All rows' numbers are summed with noise, once, and a
-calibration is fitted to the noisy sums.
+what the model predicts, and that it is there, and the first once more to a total. All rows' numbers are
+summed with noise, once, and a calibration is fitted to the noisy sums.
 
 On rare positives clipping shrinks positives more than negatives, so that the model learns to predict too
 little: bids are made of probabilities, and this is what puts them right.
@@ -36,8 +36,8 @@ from dpads.recalibration_fit import (
 )
 from dpads.store import ExampleStore
 
-COORDINATES: Final = 2 * len(NODES)
-_PLACES: Final = 4  # of one row: two nodes, each with a residual and a count
+COORDINATES: Final = 1 + 2 * len(NODES)  # the total, residuals, rows
+_PLACES: Final = 5  # of one row: the total, and two nodes, each with a residual and a count
 
 
 def recalibrated(
@@ -87,15 +87,16 @@ def recalibrated(
         COORDINATES,
         keys,
         ledger,
-        f"A noisy sum of labels less predictions, and of rows, along {len(NODES)} fixed nodes of the trained "
-        f"model's logit, to which a calibration ({kind.replace('_', ' ')}) is fitted, with a share of "
-        f"{release.share:g} of the budget",
+        f"A noisy sum of labels less predictions, and of rows, in all and along {len(NODES)} fixed nodes of "
+        f"the trained model's logit, to which a calibration ({kind.replace('_', ' ')}) is fitted, with a "
+        f"share of {release.share:g} of the budget",
         read,
     )
     per_row = COUNTING * bounds.largest_label / bounds.largest_exposure
     seen = Seen(
-        residuals=sums[: len(NODES)],
-        rows=sums[len(NODES) :] / per_row,
+        total=float(sums[0]),
+        residuals=sums[1 : 1 + len(NODES)],
+        rows=sums[1 + len(NODES) :] / per_row,
         residual_stddev=release.noise_stddev,
         rows_stddev=release.noise_stddev / per_row,
         means=means,
@@ -109,7 +110,7 @@ def row_vectors(
     rows: NDArray[np.float64],
     unit_offsets: NDArray[np.int64] | None,
 ) -> UnitVectors:
-    """Each row's residual and count, shared between the two nodes beside its logit.
+    """Each row's residual, in the total, and with its count shared between the two nodes beside its logit.
 
     Args:
         logits: float64[n]; beyond the first and the last node they count as there, and one that is not
@@ -124,9 +125,10 @@ def row_vectors(
     upper = places - lower
     entries = np.empty((len(logits), _PLACES), np.int64)
     values = np.empty((len(logits), _PLACES))
-    for column, (node, hat) in enumerate(((lower, 1.0 - upper), (lower + 1, upper))):
-        entries[:, column], values[:, column] = node, residuals * hat
-        entries[:, column + 2], values[:, column + 2] = node + len(NODES), rows * hat
+    entries[:, 0], values[:, 0] = 0, residuals
+    for column, (node, hat) in ((1, (lower, 1.0 - upper)), (2, (lower + 1, upper))):
+        entries[:, column], values[:, column] = 1 + node, residuals * hat
+        entries[:, column + 2], values[:, column + 2] = 1 + node + len(NODES), rows * hat
     values[np.isnan(logits)] = np.nan
     offsets = np.arange(len(logits) + 1) if unit_offsets is None else unit_offsets
     return UnitVectors(offsets * _PLACES, entries.reshape(-1), values.reshape(-1))

@@ -4,6 +4,7 @@ At node b of the logit, with the hat function h_b (1 at its node, 0 at the next)
 
     residuals[b] = sum_i h_b(z_i) * (y_i - f(z_i))      labels less what the model predicts
     rows[b]      = sum_i h_b(z_i) * exposure_i          1 a row where the schema has no exposure
+    total        = sum_i (y_i - f(z_i))                 all residuals under the noise of one
 
 with noise of a known size. Where true logits are g(z), residuals are sum_i h_b(z_i) * (f(g(z_i)) - f(z_i)) on
 average, which `rows` tells, and which is nothing at the identity: there no approximation enters. The fit is
@@ -81,6 +82,9 @@ class Means:
 
 
 _STEP: Final = 1e-3
+_WITH_TOTAL: Final = np.vstack(
+    [np.ones(len(NODES)), np.eye(len(NODES))]
+)  # sums with their total in front
 
 
 def cut_mean(means: Vector, largest: float) -> Vector:
@@ -98,13 +102,15 @@ class Seen:
     """Noisy sums along the nodes, and the noise in them.
 
     Attributes:
+        total: of the residuals.
         residuals: float64[nodes].
         rows: float64[nodes], in units of exposure.
-        residual_stddev: of the noise of one residual; public.
+        residual_stddev: of the noise of the total, and of one residual; public.
         rows_stddev: of the noise of one of `rows`; public.
         means: of the labels.
     """
 
+    total: float
     residuals: Vector
     rows: Vector
     residual_stddev: float
@@ -115,6 +121,11 @@ class Seen:
         # What is within the noise is no rows: it would only let noise of other nodes in.
         kept = np.where(self.rows > _SEEN * self.rows_stddev, self.rows, 0.0)
         object.__setattr__(self, "rows", kept)
+
+    @property
+    def sums(self) -> Vector:
+        """The total, then the residuals, float64[1 + nodes]."""
+        return np.concatenate(([self.total], self.residuals))
 
     @property
     def centre(self) -> float:
@@ -131,20 +142,21 @@ def fit_scale_and_bias(seen: Seen) -> ScaleAndBias:
     def calibrated(at: Vector) -> Callable[[Vector], Vector]:
         return lambda logits: centre + at[0] + math.exp(at[1]) * (logits - centre)
 
-    def chi2(at: Vector, variance: Vector) -> float:
-        return float(np.sum((seen.residuals - _expected(seen, calibrated(at))) ** 2 / variance))
+    def chi2(at: Vector, precision: Vector) -> float:
+        left = seen.sums - _WITH_TOTAL @ _expected(seen, calibrated(at))
+        return float(left @ precision @ left)
 
     at, prior = np.zeros(2), np.array([BIAS_STDDEV, SCALE_STDDEV])
-    variance = _variance(seen, NODES)
+    precision = _precision(seen, NODES)
     for _ in range(3):  # what the labels themselves vary by goes by the calibrated rate
 
-        def objective(x: Vector, variance: Vector = variance) -> float:
-            return chi2(x, variance) + float(np.sum((x / prior) ** 2))
+        def objective(x: Vector, precision: Vector = precision) -> float:
+            return chi2(x, precision) + float(np.sum((x / prior) ** 2))
 
         # From the best of a few places, for there may be several minima.
         at = _minimised(objective, min([at, *_STARTS], key=objective))
-        variance = _variance(seen, calibrated(at)(NODES))
-    gained = chi2(np.zeros(2), variance) - chi2(at, variance)
+        precision = _precision(seen, calibrated(at)(NODES))
+    gained = chi2(np.zeros(2), precision) - chi2(at, precision)
     at = at * _shrunk(gained, 2)
     scale = math.exp(float(at[1]))
     return ScaleAndBias(scale=scale, bias=float(at[0]) + centre * (1.0 - scale))
@@ -154,17 +166,19 @@ def fit_buckets(seen: Seen) -> Buckets:
     """Scale and bias first, then what the single nodes show beyond them, kept from falling."""
     first = fit_scale_and_bias(seen)
     values = first.apply(NODES)
-    variance = _variance(seen, values)
-    left = seen.residuals - _expected(seen, first.apply)
+    precision = _precision(seen, values)
+    left = seen.sums - _WITH_TOTAL @ _expected(seen, first.apply)
     # Hat functions of neighbours overlap: with evenly spread rows 2/3 of a node's rows see its own value
     # and a sixth those of the nodes beside.
     weights = seen.rows * seen.means.slope(values)
     moves = np.diag(weights * 2.0 / 3.0)
     beside = 0.5 * (weights[1:] + weights[:-1]) / 6.0
     moves += np.diag(beside, 1) + np.diag(beside, -1)
-    normal = moves.T @ (moves / variance[:, None]) + np.eye(len(NODES)) / BUCKET_STDDEV**2
-    change = np.linalg.solve(normal, moves.T @ (left / variance))
-    gained = float(np.sum(left**2 / variance) - np.sum((left - moves @ change) ** 2 / variance))
+    moves = _WITH_TOTAL @ moves
+    normal = moves.T @ precision @ moves + np.eye(len(NODES)) / BUCKET_STDDEV**2
+    change = np.linalg.solve(normal, moves.T @ precision @ left)
+    still = left - moves @ change
+    gained = float(left @ precision @ left - still @ precision @ still)
     trusted = np.maximum(np.diag(normal), 0.0)
     values = values + np.clip(change, -2.0, 2.0) * _shrunk(gained, int((weights > 0).sum()))
     rising = _pooled(values, trusted)
@@ -191,9 +205,15 @@ def _expected(seen: Seen, calibrate: Callable[[Vector], Vector]) -> Vector:
     return np.asarray(np.where(seen.rows > 0.0, expected, 0.0))
 
 
-def _variance(seen: Seen, logits: Vector) -> Vector:
-    """Of a node's residual: the noise's, and the labels' own."""
-    return seen.residual_stddev**2 + seen.rows * seen.means.variance(logits)
+def _precision(seen: Seen, logits: Vector) -> Vector:
+    """Of the total and the residuals: noise of their own, and the labels', which they share.
+
+    Returns:
+        float64[1 + nodes, 1 + nodes], the inverse of the covariance.
+    """
+    own = np.eye(len(_WITH_TOTAL)) * seen.residual_stddev**2
+    labels = seen.rows * seen.means.variance(logits)
+    return np.asarray(np.linalg.inv(own + (_WITH_TOTAL * labels) @ _WITH_TOTAL.T))
 
 
 def _shrunk(gained: float, parameters: int) -> float:
