@@ -12,6 +12,7 @@ from dpads.accounting.earlier import earlier_entries, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger
+from dpads.accounting.releases import AFTER_TRAINING, BEFORE_TRAINING, Release, Wanted
 from dpads.accounting.statement import GuaranteeStatement, joint_statement
 from dpads.plan import PrivacySpec, resolve
 
@@ -53,11 +54,17 @@ def run_inputs(
     before: tuple[dict[str, Any], ...] = (),
     selected: bool = False,
     extra: tuple[dict[str, Any], ...] = (),
+    wanted: tuple[Wanted, ...] = (),
     **changes: Any,
 ) -> StatementInputs:
     plan = resolve(
-        PrivacySpec(**(privacy or PUBLIC)), expected_batch_size=1024, epochs=5, store_units=71_000
+        PrivacySpec(**(privacy or PUBLIC)),
+        expected_batch_size=1024,
+        epochs=5,
+        store_units=71_000,
+        wanted=wanted,
     )
+    released = {} if selected else {item.kind: _released(item) for item in plan.releases}
     ledger = Ledger()
     for entry in before:
         ledger.append(**{**_COVERED, **entry})
@@ -68,12 +75,15 @@ def run_inputs(
             rows="train",
             treatment="not_covered",
         )
+    for kind in BEFORE_TRAINING:
+        if kind in released:
+            ledger.append(**{**_COVERED, **released[kind]})
     ledger.append(
         kind="selected_training" if selected else "training",
         description=f"{plan.mechanism.iterations} iterations of DP-SGD over tower and tables",
         rows="train",
         treatment="covered_by_accounting" if plan.is_private else "not_covered",
-        dp_event=plan.event() if plan.is_private and not selected else None,
+        dp_event=plan.mechanism.event() if plan.is_private and not selected else None,
         details={"dp_event": plan.event()} if selected else {},
     )
     ledger.append(
@@ -82,7 +92,7 @@ def run_inputs(
         rows="train",
         treatment="covered_by_accounting",
     )
-    for entry in extra:
+    for entry in (*(released[k] for k in AFTER_TRAINING if k in released), *extra):
         ledger.append(**{**_COVERED, **entry})
     for rows in evaluated_on:
         ledger.append(
@@ -109,6 +119,15 @@ def run_inputs(
         "human": HumanFacts.from_mapping(human or {}),
     }
     return StatementInputs(**{**fields, **changes})
+
+
+def _released(release: Release) -> dict[str, Any]:
+    """A release as it stands on a ledger."""
+    return {
+        "kind": release.kind,
+        "description": f"A noisy sum with a share of {release.share:g} of the budget",
+        "dp_event": release.event(),
+    }
 
 
 AUDIT = {
@@ -185,6 +204,18 @@ NOISE_FREE_STAGE = {
     "treatment": "not_covered",
     "details": {"chose_configuration": True},
 }
+BESIDE = (
+    Wanted(kind="dp_count", share=0.01, l2_clip_norm=1.25),
+    Wanted(kind="selection", share=0.1, l2_clip_norm=5.0),
+    Wanted(kind="recalibration", share=0.01, l2_clip_norm=1.25),
+)
+BESIDE_SELECTED = resolve(
+    PrivacySpec(**FIXED_NOISE),
+    expected_batch_size=1024,
+    epochs=5,
+    store_units=71_000,
+    wanted=BESIDE[2:],
+).event()
 USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
 
 
@@ -307,6 +338,34 @@ RUNS: dict[str, dict[str, Any]] = {
         "evaluated_on": (),
         "human": EVERYTHING,
     },
+    "released beside training": {"wanted": BESIDE},
+    "recalibrated by default": {"wanted": BESIDE[2:], "human": EVERYTHING},
+    "equal releases": {"wanted": (BESIDE[0], replace(BESIDE[1], share=0.01))},
+    "users, released beside": {
+        "privacy": {**PUBLIC, "max_examples_per_unit": 2},
+        "wanted": BESIDE,
+        **USERS,
+    },
+    "truncated, released beside": {
+        "privacy": {**PUBLIC, "sampler": "truncated_poisson"},
+        "wanted": BESIDE,
+    },
+    "selected privately, recalibrated": {
+        "privacy": FIXED_NOISE,
+        "wanted": BESIDE[2:],
+        "before": (
+            {
+                **SELECTION,
+                "dp_event": events.repeat_and_select(
+                    events.worst_of([OWN, BESIDE_SELECTED, SCORED]), mean=10.0, shape="poisson"
+                ),
+            },
+        ),
+        "selected": True,
+    },
+    "public rate": {"public_rate": True},
+    "public rate, signed": {"public_rate": True, "human": EVERYTHING},
+    "weights of classes": {"class_weighted": True},
     "weighted": {"schema": {"user": "uid", "weight": "w"}},
     "tuned": {"human": {"tuning": "not_accounted", "asserted_by": "Ada"}},
     "counts": {"task": "count", "table_noise": "dense"},
@@ -316,6 +375,8 @@ JOINT: dict[str, list[dict[str, Any]]] = {
     "three samplers": [RUNS["fixed order"], RUNS["truncated"], RUNS["fixed order"]],
     "two of users": [RUNS["user unit"], RUNS["user unit"]],
     "two capped": [RUNS["capped"], RUNS["capped"]],
+    "two, one recalibrated": [{}, {"wanted": BESIDE[2:]}],
+    "two, one from a public rate": [{"public_rate": True}, {"wanted": BESIDE[:1]}],
     "two, one seeded": [{}, RUNS["fixed seed"]],
     "one of them selected": [
         {"run": "a"},

@@ -16,6 +16,7 @@ from cli_calls import CONFIG, done, dpads_command
 import dpads
 from dpads.accounting import events
 from dpads.accounting.ledger import Ledger, LedgerEntry
+from dpads.accounting.releases import KINDS as RELEASES
 from dpads.accounting.sealing import sealed
 from dpads.plan import Plan
 from dpads.record import RunRecord
@@ -101,11 +102,13 @@ def noted(
         ledger.append(**{**COVERED, **entry})
     for known in entries:
         entry = known.to_dict()
+        if selected and known.kind in RELEASES:
+            continue  # inside of what the run announces
         if selected and known.kind == "training":
             entry |= {
                 "kind": "selected_training",
                 "dp_event": None,
-                "details": {"dp_event": known.dp_event},
+                "details": {"dp_event": plan_of(run).event()},
             }
         ledger.append(**entry)
     state(run, ledger)

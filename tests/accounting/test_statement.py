@@ -113,7 +113,9 @@ def test_with_a_claim_the_headline_says_what_it_is(name: str) -> None:
     of_two = f"For one user (at most 2 rows of {split_off} it is ("
     for_users = {
         "user unit": f"private for one user (at most 4 rows of {split_off} under",
-        **dict.fromkeys(("everything", "capped", "fixed order, capped"), of_two),
+        **dict.fromkeys(
+            ("everything", "capped", "fixed order, capped", "users, released beside"), of_two
+        ),
         "users uncapped": "No user-level guarantee exists: no cap on the rows of one user.",
         "weighted": "No user-level guarantee exists: no cap on the rows of one user.",
     }
@@ -484,3 +486,43 @@ def test_relations_are_those_of_the_plan() -> None:
         assert data["definition"]["adjacency"]["relation"] == relation
         assert {g["adjacency"] for g in data["guarantees"]} == {relation}
         assert Relation(relation)
+
+
+def test_what_is_released_beside_training_is_stated_wherever_it_matters() -> None:
+    statement = statement_of("released beside training")
+    data, page = statement.data, statement.to_markdown()
+    assert (
+        "DP-SGD with a noisy count for where its output starts, a noisy count that"
+        in data["headline"]
+    )
+    assert "and a noisy recalibration, is (3.00, 1e-8)" in data["headline"]
+    kinds = ["dp_count", "selection", "training", "recalibration"]
+    assert [item["kind"] for item in data["accounting"]["entries"]] == kinds
+    accesses = {a.get("dp_event"): a for a in data["definition"]["data_accesses"]}
+    for item in data["accounting"]["entries"]:
+        assert accesses[item["id"]]["treatment"] == "covered_by_accounting"
+    assert "share of 0.1 of the budget" in accesses["E2"]["description"]
+    for release in data["mechanism"]["releases"]:
+        assert f"a share of {release['share']} of the budget" in page
+    output = data["definition"]["mechanism_output"]
+    assert output["released"].endswith(", and the calibration of the output")
+    assert "with every noisy sum beside training" in output["formally_protected"]
+    start = next(a for a in data["definition"]["data_accesses"] if "init_seed" in a["description"])
+    assert start["description"].endswith(
+        "The output starts at the noisy count that is listed here."
+    )
+
+
+def test_a_public_rate_is_somebodys_word() -> None:
+    statement = statement_of("public rate, signed")
+    assert "known from elsewhere, not from these rows" in statement.headline
+    start = next(
+        a for a in statement.data["definition"]["data_accesses"] if "init_seed" in a["description"]
+    )
+    assert start["treatment"] == "declared_public"
+    assert start["check_id"] == "initialisation.rate_is_public"
+
+
+def test_weights_of_classes_are_weights_inside_the_loss() -> None:
+    assert statement_of("weights of classes").data["mechanism"]["loss_weights"] == "before_clipping"
+    assert statement_of("public size").data["mechanism"]["loss_weights"] == "none"

@@ -11,6 +11,7 @@ from altering import failure
 from statement_runs import (
     ANOTHER,
     AUDIT,
+    BESIDE,
     EARLIER,
     EVERYTHING,
     FILTER,
@@ -131,6 +132,12 @@ PLANTED: dict[str, tuple[dict[str, Any], Change]] = {
     "features.nothing_fitted": ({}, ledger("selection")),
     "initialisation.data_independent": ({}, ledger("dp_count")),
     "calibration.accounted": ({"extra": (CALIBRATION,)}, ledger("recalibration")),
+    "releases.accounted": (
+        {"wanted": BESIDE},
+        lambda before: replace(
+            before, ledger=tuple(e for e in before.ledger if e.kind != "recalibration")
+        ),
+    ),
     "ledger.complete": ({}, run(reference_trained=True)),
     "tuning.same_mechanism": (SELECTED, run(noise_seed_used=True)),
     "tuning.runs_counted": (
@@ -155,6 +162,9 @@ MORE = {
     "a relation that the store's count does not allow": plan(dataset_size_status="asserted_public"),
     "a count that nobody calls public": plan(dataset_size_status="private"),
     "a user unit without a cap": spec(unit="user"),
+    "a release with less noise than the plan's": lambda before: plan(
+        releases=[item.to_dict() for item in run_inputs(wanted=BESIDE).releases]
+    )(before),
 }
 PEOPLE = {
     "adjacency.n_public": {"privacy": STORE_COUNT},
@@ -167,6 +177,7 @@ PEOPLE = {
     },
     "initialisation.from_earlier_run": EARLIER,
     "initialisation.earlier_assumptions": {**RESTING},
+    "initialisation.rate_is_public": {"public_rate": True},
     "initialisation.vouched_for": {"before": (GIVEN,)},
     "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
     "tuning.fixed_in_advance": {"extra": ({**ANOTHER, "details": {}},)},
