@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from dpads.batch import PADDING, SparseBatch
 from dpads.models.torch_fields import Inputs
-from dpads.schema import Bag
+from dpads.schema import Bag, Numeric
 
 
 def made_up(inputs: Inputs, size: int, seed: int) -> SparseBatch:
@@ -25,11 +25,21 @@ def made_up(inputs: Inputs, size: int, seed: int) -> SparseBatch:
     count = schema.task == "count"
     return SparseBatch.from_arrays(
         ids={**ids, **bags},
-        dense=rng.normal(0, 1, (size, len(schema.numeric))),
+        dense=np.array([_numbers(item, size, rng) for item in schema.numeric])
+        .reshape(len(schema.numeric), size)
+        .T,
         labels=rng.poisson(1.5, size) if count else np.arange(size) % 2,
         weights=rng.uniform(0.5, 2, size),
         exposure=rng.uniform(0.5, 2, size) if count else None,
     )
+
+
+def _numbers(numeric: Numeric, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A numeric column after its clip and transform."""
+    raw = rng.normal(0, 1.5, size)
+    if numeric.clip is not None:
+        raw = np.clip(raw, *numeric.clip)
+    return np.sign(raw) * np.log1p(np.abs(raw)) if numeric.transform == "signed_log1p" else raw
 
 
 def _ids(inputs: Inputs, field: str, size: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -272,6 +272,12 @@ def _check_mixing(own: Reference, fields: FieldTensors, single: list[FieldTensor
     with torch.no_grad():
         together = own.logits(fields, EXAMPLES).numpy()
         alone = np.array([float(own.logits(one, 1)) for one in single])
+    if not np.isfinite(alone).all():
+        raise ConfigError(
+            "forward returns logits that are not finite on made-up rows, whose numbers are of either sign "
+            "unless the schema clips them. Say which numbers a column has, such as dpads.Numeric(column, "
+            "clip=(0, 1e9)), or let forward take any."
+        )
     if not np.allclose(together, alone, rtol=1e-6, atol=1e-6):
         raise ConfigError(
             "forward mixes the examples of a batch: an example gets another logit among others than by "

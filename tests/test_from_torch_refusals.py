@@ -426,3 +426,13 @@ def test_refuses_a_forward_that_needs_a_batch() -> None:
         refusal(User(lambda self, c: plain(self, c).squeeze().mul(2.0)[: len(c["a"])])),
         "one example by itself",
     )
+
+
+def test_refuses_logits_that_are_not_finite_unless_the_schema_says_what_numbers_there_are() -> None:
+    module = User(lambda self, c: plain(self, c) + (c["n"][:, None] + 0.5).log())
+    says(refusal(module), "not finite", "clip=(0, 1e9)")
+    numeric = [dpads.Numeric("n", clip=(0, 1e9))]
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", numeric=numeric, categorical=["a"], buckets=ROWS
+    )
+    dpads.models.from_torch(module, schema)
