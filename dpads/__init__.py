@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StoreError,
         VerificationError,
     )
+    from dpads.estimators import DPClassifier, DPCountRegressor
     from dpads.optimizers import Adam, AdamBC, Sgd
     from dpads.plan import DpSgdConfig, Plan, PrivacySpec, calibrate
     from dpads.plan_rows import plan_table
@@ -63,6 +64,8 @@ __all__ = [
     "CheckpointError",
     "ClippedGradients",
     "ConfigError",
+    "DPClassifier",
+    "DPCountRegressor",
     "DataError",
     "DpSgdConfig",
     "DpadsError",
@@ -114,6 +117,8 @@ _MODULE_OF = {
     "CheckpointError": "errors",
     "ClippedGradients": "clipping",
     "ConfigError": "errors",
+    "DPClassifier": "estimators",
+    "DPCountRegressor": "estimators",
     "DataError": "errors",
     "DpSgdConfig": "plan",
     "DpadsError": "errors",
