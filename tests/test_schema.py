@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpads.errors import SchemaError
+from dpads.preparing import prepare
 from dpads.schema import PRESETS, Bag, FeatureSchema, Field, Numeric
 
 BASE: dict[str, Any] = {"task": "ctr", "label": "click"}
@@ -93,7 +95,39 @@ def test_a_toml_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_whole(name: str) -> None:
     schema = FeatureSchema.from_dict({"preset": name})
-    assert set(schema.columns) == set(schema.input_columns)
+    # of Avazu's columns one is not read: the impression's own number
+    assert set(schema.columns) - {"id"} == set(schema.input_columns)
+
+
+@pytest.mark.parametrize("form", ["train.csv", "without header", "test.csv"])
+def test_avazu_as_kaggle_gives_it(form: str, tmp_path: Path) -> None:
+    """The first lines of a file of that form: 24 columns, all but two of them ids; test.csv has no click."""
+    header = (
+        "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,"
+        "device_id,device_ip,device_model,device_type,device_conn_type,C14,C15,C16,C17,C18,C19,C20,C21"
+    )
+    ids = "1fbe01fe,f3845767,28905ebd,ecad2386,7801e8d9,07d7df22,a99f214a,ddd2926e,44956a24"
+    lines = [
+        f"1000009418151094273,0,14102100,1005,0,{ids},1,2,15706,320,50,1722,0,35,-1,79",
+        f"10000169349117863715,1,14102123,1005,1,{ids},1,0,15704,320,50,1722,0,35,100084,79",
+    ]
+    if form == "test.csv":
+        header = header.replace("click,", "")
+        lines = [re.sub(r"^(\d+),\d", r"\1", line) for line in lines]
+    parts = lines if form == "without header" else [header, *lines]
+    (tmp_path / "log.csv").write_text("\n".join(parts) + "\n")
+    schema = FeatureSchema.from_dict({"preset": "avazu", "buckets": 1000})
+    assert len(schema.fields) == 22
+    store = prepare(
+        tmp_path / "log.csv", schema, out=tmp_path / "store", labelled=form != "test.csv"
+    )
+    batch = store.read([0, 1])
+    assert batch.labels.tolist() == ([0.0, 0.0] if form == "test.csv" else [0.0, 1.0])
+    same = dict(zip(batch.field_names, (batch.scalar_ids[0] == batch.scalar_ids[1]), strict=True))
+    assert [name for name, equal in same.items() if not equal] == [
+        "hour", "banner_pos", "device_conn_type", "C14", "C20",
+    ]  # fmt: skip
+    assert (batch.scalar_ids > 0).all()  # minus one and zero are ids like others here
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
