@@ -16,6 +16,7 @@ from dpads.config import TrainingConfig
 from dpads.errors import ConfigError
 from dpads.models.base import REGISTRY
 from dpads.optimizers import OPTIMIZERS
+from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 
 MOST_TRIALS: Final = 10_000
 SCALES: Final = ("linear", "log")
@@ -29,12 +30,17 @@ Settings = dict[str, Any]
 
 def known_axes() -> tuple[str, ...]:
     """Every dotted key that may be an axis."""
-    import dpads.models  # noqa: F401 (defining a model registers it)
+    from dpads.models.from_torch import TorchModule
 
     def keys(prefix: str, kind: Any) -> list[str]:
         return [f"{prefix}.{item.name}" for item in dataclasses.fields(kind)]
 
-    models = [key for kind in REGISTRY.values() for key in keys("model", kind)]
+    models = [
+        key
+        for kind in REGISTRY.values()
+        if kind is not TorchModule  # a configuration cannot describe one
+        for key in keys("model", kind)
+    ]
     optimizers = [
         key
         for table in LINKED[2:]
@@ -48,6 +54,9 @@ def known_axes() -> tuple[str, ...]:
         *keys("privacy", PrivacySpec),
         "privacy.l2_clip_norm",
         *keys("training", TrainingConfig),
+        *keys("prior", PriorConfig),
+        *keys("recalibration", RecalibrationConfig),
+        *keys("selection", SelectionConfig),
         *optimizers,
         "data.split_seed",
     ]

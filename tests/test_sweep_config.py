@@ -12,6 +12,7 @@ from cli_calls import CONFIG
 from sweep_cases import base, sweep_of
 
 from dpads.errors import ConfigError, InputError, SchemaError
+from dpads.sweep_axes import known_axes
 from dpads.sweep_config import load_sweep, parse_sweep
 from dpads.sweep_settings import effective
 
@@ -368,3 +369,9 @@ def test_what_is_no_sweep_file_is_refused(tmp_path: Path) -> None:
     bad.write_text("axes = [")
     with pytest.raises(InputError, match="not valid TOML"):
         load_sweep(bad)
+
+
+def test_what_is_released_beside_training_may_vary_and_a_torch_module_may_not() -> None:
+    known = known_axes()
+    assert {"prior.kind", "recalibration.share", "selection.threshold"} <= set(known)
+    assert "model.structure" not in known
