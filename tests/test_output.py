@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import brute_force
 import numpy as np
 import polars as pl
 import pytest
@@ -15,7 +16,6 @@ import dpads
 from dpads.errors import ConfigError, SchemaError
 from dpads.models.calibration import Buckets, ScaleAndBias
 from dpads.models.output import Output
-from tests import brute_force
 
 SCHEMA = brute_force.schema_of()
 
