@@ -38,7 +38,7 @@ from dpads.tensor_files import Buffer, map_tensors, tensor_parts
 if TYPE_CHECKING:
     from dpads.accounting.statement import GuaranteeStatement
     from dpads.models.base import Description, Model
-    from dpads.models.from_torch import TorchModule
+    from dpads.models.user_module import TorchModule
 
 RUN: Final = "run.json"
 PARAMETERS: Final = "model.safetensors"

@@ -30,7 +30,7 @@ Settings = dict[str, Any]
 
 def known_axes() -> tuple[str, ...]:
     """Every dotted key that may be an axis."""
-    from dpads.models.from_torch import TorchModule
+    from dpads.models.user_module import TorchModule
 
     def keys(prefix: str, kind: Any) -> list[str]:
         return [f"{prefix}.{item.name}" for item in dataclasses.fields(kind)]

@@ -11,10 +11,10 @@ from dpads.models.dcn import Dcn
 from dpads.models.deepfm import DeepFm
 from dpads.models.dlrm import Dlrm
 from dpads.models.fm import Fm
-from dpads.models.from_torch import TorchModule, from_torch
 from dpads.models.layout import Layout
 from dpads.models.logistic import Logistic
 from dpads.models.mlp import Mlp
+from dpads.models.user_module import TorchModule, from_torch
 
 __all__ = [
     "Dcn",

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from dpads.models.base import Model
 from dpads.models.calibration import Buckets, Calibration, ScaleAndBias
-from dpads.models.from_torch import TorchModule
 from dpads.models.layout import Slot
 from dpads.models.output import LARGEST_LOGIT, Output
+from dpads.models.user_module import TorchModule
 from dpads.schema import FeatureSchema, Numeric
 
 LARGEST_COUNT = torch.finfo(torch.float32).max

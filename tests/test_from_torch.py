@@ -18,7 +18,7 @@ from torch_users import USERS, clipped_by_autograd, schema_for
 
 import dpads
 from dpads.batch import SparseBatch
-from dpads.models.from_torch import TorchModule
+from dpads.models.user_module import TorchModule
 
 TASKS = ["ctr", "count"]
 

@@ -14,8 +14,8 @@ from torch_users import Pooling, Sequences, clipped_by_autograd, columns_of, sch
 
 import dpads
 from dpads.errors import ConfigError
-from dpads.models.from_torch import TorchModule
 from dpads.models.torch_converted import Converted
+from dpads.models.user_module import TorchModule
 
 SIMPLE = dpads.FeatureSchema(task="ctr", label="y", categorical=["a", "b"], buckets=ROWS)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import dpads
 from dpads.errors import ConfigError
-from dpads.models.from_torch import TorchModule
+from dpads.models.user_module import TorchModule
 from dpads.run_training import train_config
 from dpads.store import ExampleStore
 
