@@ -4,8 +4,8 @@
     python benchmarks/models_steps.py --model fm dlrm --batch 4096
 
 writes models_steps.md and models_steps.json beside this file. Batches and turns as in steps.py: 26 fields,
-width 16, 13 numbers, Zipf's law, SGD on sparse gradients of tables and Adam on the tower. The PyTorch step has
-the same torch module for a tower; both start from the same shapes. Ratios are medians over turns of one run.
+width 16, 13 numbers, Zipf's law, SGD on sparse gradients of tables and Adam on the tower. PyTorch runs the same
+module as a tower. Ratios are medians over the turns of one run.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def table_of(cells: list[dict[str, Any]], machine: str) -> str:
     lines = [
         "# Milliseconds per training step of every model",
         "",
-        f"`python benchmarks/models_steps.py`; {ROWS:,} rows; {machine}. Medians of interleaved steps, "
-        "ratios of pairs.",
+        f"`python benchmarks/models_steps.py`; {ROWS:,} rows; {machine}.",
+        "Medians of interleaved steps, ratios of pairs.",
         "",
         HEADER,
         "|---|---|---|---|---|---|---|---|",

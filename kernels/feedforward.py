@@ -61,29 +61,25 @@ def loss_gradients(losses: Losses, logits: NDArray[np.float32], out: NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def forward_backward(
+def forward(
     blas: Blas,
     blocks: NDArray[np.int64],
     parameters: NDArray[np.float32],
     widths: NDArray[np.int64],
     features: NDArray[np.float32],
-    losses: Losses,
+    last_relu: bool,
     activations: NDArray[np.float32],
-    output_grads: NDArray[np.float32],
-    feature_grads: NDArray[np.float32],
 ) -> None:
-    """Activations, and gradients of every example's loss by the features and by every layer's output.
+    """Activations of every layer.
 
     Args:
         blas: from `find_blas`.
         blocks: int64[layers, 2, 4], of every layer, from `row_blocks`.
         parameters: float32, weights and biases of all layers.
-        widths: int64[layers + 1], from the features' width down to 1.
+        widths: int64[layers + 1], from the features' width.
         features: float32[n, widths[0]].
-        losses: of the n examples.
+        last_relu: whether ReLU follows the last layer too.
         activations: float32[n * sum(widths[1:])], written.
-        output_grads: float32[n * sum(widths[1:])], written.
-        feature_grads: float32[n, widths[0]], written.
     """
     n = len(features)
     layers = len(widths) - 1
@@ -96,24 +92,88 @@ def forward_backward(
         weight = parameters[weight_at:bias_at].reshape((width_out, width_in))
         outputs = activations[here : here + n * width_out].reshape((n, width_out))
         times_transposed(blas, blocks[layer, 0], inputs, weight, outputs)
-        _add_bias(outputs, parameters[bias_at : bias_at + width_out], layer < layers - 1)
+        relu = last_relu or layer < layers - 1
+        _add_bias(outputs, parameters[bias_at : bias_at + width_out], relu)
         weight_at = bias_at + width_out
         here += n * width_out
         inputs = outputs
-    here -= n
-    loss_gradients(losses, activations[here : here + n], output_grads[here : here + n])
+
+
+@njit(cache=True, nogil=True)
+def backward(
+    blas: Blas,
+    blocks: NDArray[np.int64],
+    parameters: NDArray[np.float32],
+    widths: NDArray[np.int64],
+    last_relu: bool,
+    activations: NDArray[np.float32],
+    output_grads: NDArray[np.float32],
+    feature_grads: NDArray[np.float32],
+) -> None:
+    """Gradients of every example's loss by the features and by every layer's output, after `forward`.
+
+    Args:
+        blas: as above.
+        blocks: as above.
+        parameters: as above.
+        widths: as above.
+        last_relu: as above.
+        activations: as written.
+        output_grads: float32[n * sum(widths[1:])], written; its last n * widths[-1] numbers are the gradients
+            by what the last layer gives, ReLU included.
+        feature_grads: float32[n, widths[0]], written.
+    """
+    n = len(feature_grads)
+    layers = len(widths) - 1
+    here = n * widths[1:].sum() - n * widths[layers]
+    weight_at = 0
+    for layer in range(layers):
+        weight_at += widths[layer + 1] * (widths[layer] + 1)
     for layer in range(layers - 1, -1, -1):
         width_in, width_out = widths[layer], widths[layer + 1]
         weight_at -= width_out * width_in + width_out
         weight = parameters[weight_at : weight_at + width_out * width_in]
+        if last_relu or layer < layers - 1:
+            end = here + n * width_out
+            _mask(activations[here:end], output_grads[here:end])
         outer = output_grads[here : here + n * width_out].reshape((n, width_out))
         here -= n * width_in
         inner = feature_grads
         if layer > 0:
             inner = output_grads[here : here + n * width_in].reshape((n, width_in))
         times(blas, blocks[layer, 1], outer, weight.reshape((width_out, width_in)), inner)
-        if layer > 0:
-            _mask(activations[here : here + n * width_in], inner.reshape(n * width_in))
+
+
+@njit(cache=True, nogil=True)
+def forward_backward(
+    blas: Blas,
+    blocks: NDArray[np.int64],
+    parameters: NDArray[np.float32],
+    widths: NDArray[np.int64],
+    features: NDArray[np.float32],
+    losses: Losses,
+    activations: NDArray[np.float32],
+    output_grads: NDArray[np.float32],
+    feature_grads: NDArray[np.float32],
+) -> None:
+    """Activations, and gradients by the features and by every layer's output, of layers down to one logit.
+
+    Args:
+        blas: from `find_blas`.
+        blocks: int64[layers, 2, 4], of every layer, from `row_blocks`.
+        parameters: float32, weights and biases of all layers.
+        widths: int64[layers + 1], from the features' width down to 1.
+        features: float32[n, widths[0]].
+        losses: of the n examples.
+        activations: float32[n * sum(widths[1:])], written.
+        output_grads: float32[n * sum(widths[1:])], written.
+        feature_grads: float32[n, widths[0]], written.
+    """
+    forward(blas, blocks, parameters, widths, features, False, activations)
+    last = len(features) * widths[1:].sum()
+    here = last - len(features)
+    loss_gradients(losses, activations[here:last], output_grads[here:last])
+    backward(blas, blocks, parameters, widths, False, activations, output_grads, feature_grads)
 
 
 @njit(cache=True, nogil=True)

@@ -38,15 +38,9 @@ class Stack:
         layers = list(linears.values())
         widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
         self.widths = np.array(widths, np.int64)
-        values = [value for layer in layers for value in (layer.weight, layer.bias)]
-        self._parameters = np.concatenate([value.numpy().reshape(-1) for value in values])
-        at = 0
-        for value in values:
-            kept = self._parameters[at : at + value.numel()].reshape(tuple(value.shape))
-            value.data = torch.from_numpy(kept)
-            at += value.numel()
+        self._parameters = flatten(layers)
         with single_threaded():
-            self._blocks = np.stack([_blocks(a, b) for a, b in pairwise(widths)])
+            self._blocks = np.stack([blocks_of(a, b) for a, b in pairwise(widths)])
         self._memory = threading.local()
 
     @classmethod
@@ -102,8 +96,20 @@ class Stack:
         return kept[:size]
 
 
+def flatten(layers: list[nn.Linear]) -> NDArray[np.float32]:
+    """Weights and biases in one array, of which the layers' parameters become views."""
+    values = [value for layer in layers for value in (layer.weight, layer.bias)]
+    whole = np.concatenate([value.numpy().reshape(-1) for value in values])
+    at = 0
+    for value in values:
+        kept = whole[at : at + value.numel()].reshape(tuple(value.shape))
+        value.data = torch.from_numpy(kept)
+        at += value.numel()
+    return whole
+
+
 @cache
-def _blocks(width_in: int, width_out: int) -> NDArray[np.int64]:
+def blocks_of(width_in: int, width_out: int) -> NDArray[np.int64]:
     """`row_blocks` of a layer, tried once."""
     return row_blocks(find_blas(), width_in, width_out)
 

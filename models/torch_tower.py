@@ -17,25 +17,28 @@ from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
 from dpads.models.base import Tower
 from dpads.models.gradients import ChunkGradients
+from dpads.models.torch_interactions import SumOfParts
 from dpads.models.torch_layers import SumPlusLinear
 from dpads.models.torch_losses import example_losses
 from dpads.models.torch_module_tower import ModuleTower
+from dpads.models.torch_parts import CompiledParts
 from dpads.models.torch_stack import Stack, sum_gradients
 from dpads.schema import Task
 
 
 class TorchTower(Tower):
-    """A torch module of linear and ReLU layers, whose gradients compiled kernels compute.
+    """A torch module of a built-in model, whose gradients compiled kernels compute.
 
     Args:
-        module: float[B, width] -> float[B]: a stack of linear and ReLU layers, or a `SumPlusLinear`.
+        module: float[B, width] -> float[B]: a stack of linear and ReLU layers, a `SumPlusLinear`, or a
+            `SumOfParts`.
         task: which loss.
 
     Attributes:
         module: as given.
 
     Raises:
-        ConfigError: the module is neither.
+        ConfigError: the module is something else.
 
     Guarantees:
         - No layer mixes examples, and an example's bits do not depend on the others in the batch.
@@ -46,15 +49,8 @@ class TorchTower(Tower):
     def __init__(self, module: nn.Module, task: Task) -> None:
         self.module = module
         self._task = task
-        linears = {n: layer for n, layer in module.named_modules() if isinstance(layer, nn.Linear)}
         module.requires_grad_(False)
-        self._stack = None if isinstance(module, SumPlusLinear) else Stack.of(module, list(linears))
-        if self._stack is None and not isinstance(module, SumPlusLinear):
-            layers = ", ".join(type(layer).__name__ for layer in module.children())
-            raise ConfigError(
-                "Expected a tower of linear and ReLU layers in turn, the last with one output, got "
-                f"{layers}. Other layers may mix examples, or round one example by the others beside it."
-            )
+        self._compiled = _compile(module)
         self._parameters = {
             name: value.detach().numpy() for name, value in module.named_parameters()
         }
@@ -85,8 +81,8 @@ class TorchTower(Tower):
     ) -> ChunkGradients:
         """One forward and one backward pass."""
         counts = self._task == "count"
-        if self._stack is not None:
-            return self._stack.gradients(features, targets, feature_grads, counts=counts)
+        if self._compiled is not None:
+            return self._compiled.gradients(features, targets, feature_grads, counts=counts)
         assert isinstance(self.module, SumPlusLinear)
         return sum_gradients(self.module, "linear", features, targets, feature_grads, counts=counts)
 
@@ -95,6 +91,22 @@ class TorchTower(Tower):
         if features.dtype == np.float32:
             return self.module
         return copy.deepcopy(self.module).double()
+
+
+def _compile(module: nn.Module) -> Stack | CompiledParts | None:
+    """The module's compiled form; None for the sum of features, which is a function."""
+    if isinstance(module, SumPlusLinear):
+        return None
+    if isinstance(module, SumOfParts):
+        return CompiledParts(module)
+    stack = Stack.of(module, [n for n, m in module.named_modules() if isinstance(m, nn.Linear)])
+    if stack is None:
+        layers = ", ".join(type(layer).__name__ for layer in module.children())
+        raise ConfigError(
+            "Expected a tower of linear and ReLU layers in turn, the last with one output, got "
+            f"{layers}. Other layers may mix examples, or round one example by the others beside it."
+        )
+    return stack
 
 
 def build_tower(module: nn.Module, task: Task, width: int, master: bytes) -> Tower:
@@ -109,7 +121,7 @@ def build_tower(module: nn.Module, task: Task, width: int, master: bytes) -> Tow
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             _initialise(name, layer, master)
-    if isinstance(module, SumPlusLinear | nn.Sequential):
+    if isinstance(module, SumPlusLinear | SumOfParts | nn.Sequential):
         return TorchTower(module, task)
     return ModuleTower(module, task, width)
 
