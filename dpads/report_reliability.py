@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # Above this ratio of the largest to the smallest prediction, scales are logarithmic.
 MOST_LINEAR: Final = 8.0
+HOW_TO_READ: Final = (
+    "Bins of equally many rows; bars are 95 % intervals.",
+    "Above the dashed line predictions are too low, below it too high.",
+)
 SUFFIXES: Final = (".png", ".svg")
 SIDE: Final = 420  # pixels
 BEFORE: Final = "before recalibration"
@@ -42,6 +46,36 @@ class Reliability:
     notes: Sequence[str]
     bins: Mapping[str, Sequence[Bin]]
     counts: bool
+
+    @property
+    def note(self) -> str:
+        """All sentences."""
+        return " ".join(self.notes)
+
+    @property
+    def legend(self) -> str:
+        """What tells the models apart."""
+        return "model"
+
+    @property
+    def what(self) -> str:
+        """What is predicted."""
+        return "count" if self.counts else "rate"
+
+    @property
+    def x_title(self) -> str:
+        """What the horizontal axis shows."""
+        return f"predicted {self.what}"
+
+    @property
+    def y_title(self) -> str:
+        """What the vertical axis shows."""
+        return f"observed {self.what}"
+
+    @property
+    def points(self) -> list[tuple[str, Bin]]:
+        """Every bin with its model's name."""
+        return [(name, item) for name, bins in self.bins.items() for item in bins]
 
     @property
     def all_bins(self) -> list[Bin]:
@@ -82,24 +116,88 @@ class Reliability:
         return bottom / 1.35, top * 1.35
 
 
-def chart(plot: Reliability, colours: Mapping[str, str], inks: Mapping[str, str]) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class DrawnReliability:
+    """A reliability plot ready for a report's page; has what `report_page.Drawn` has.
+
+    Attributes:
+        figure: what it shows.
+        id: its place on the page.
+        spec: its Vega specification as JSON that may stand in a script element.
+        files: where it was written too, relative to the page.
+    """
+
+    figure: Reliability
+    id: str
+    spec: str
+    files: Sequence[str]
+
+    @property
+    def keys(self) -> list[tuple[str, str, str]]:
+        """The legend: each model's name, colour and shape; empty where there is one."""
+        names = list(self.figure.bins)
+        return [(n, f"kind-{i}", "circle") for i, n in enumerate(names)] if len(names) > 1 else []
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        """The heads of the numbers, each with "number" or "words"."""
+        names = ["predicted", "observed", "95 % interval", "rows"]
+        own = [(self.figure.legend, "words")] if len(self.figure.bins) > 1 else []
+        return own + [(name, "number") for name in names]
+
+    def cells(self, point: tuple[str, Bin]) -> list[str]:
+        """The numbers of a bin, in the order of the heads."""
+        name, item = point
+        ends = f"{item.low:.4g} to {item.high:.4g}"
+        cells = [f"{item.predicted:.4g}", f"{item.observed:.4g}", ends, f"{item.rows:,}"]
+        return ([name] if len(self.figure.bins) > 1 else []) + cells
+
+
+def draw_reliability(plot: Reliability, folder: Path) -> DrawnReliability:
+    """Draws a plot for a page and as FOLDER/plots/reliability.svg and .png."""
+    import vl_convert
+
+    from dpads.report_page import PLOTS
+    from dpads.sweep_charts import json_text
+
+    colours = {name: f"var(--kind-{i})" for i, name in enumerate(plot.bins)}
+    inks = {name: f"var(--{name})" for name in PLAIN}
+    drawn = chart(plot, colours, inks, has_legend=False)
+    sized = drawn.properties(width="container", height=SIDE, background="transparent")
+    spec = vl_convert.vegalite_to_vega(sized.to_dict(), vl_version=VEGA_LITE)
+    (folder / PLOTS).mkdir(mode=0o700, exist_ok=True)
+    files = [f"{PLOTS}/reliability{suffix}" for suffix in reversed(SUFFIXES)]
+    for file in files:
+        write_plot(plot, folder / file)
+    return DrawnReliability(figure=plot, id="reliability", spec=json_text(spec), files=files)
+
+
+def chart(
+    plot: Reliability,
+    colours: Mapping[str, str],
+    inks: Mapping[str, str],
+    *,
+    has_legend: bool = True,
+) -> Any:
     """The plot as an Altair chart.
 
     Args:
         plot: what it shows.
         colours: of the models, by name.
         inks: colours by name: ink, quiet and line.
+        has_legend: whether it says itself which colour is whose.
     """
     import altair as alt
 
     low, high = plot.extent
     scale = alt.Scale(type="log" if plot.is_log else "linear", domain=[low, high], nice=False)
-    what = "count" if plot.counts else "rate"
     axis = alt.Axis(format="~g" if plot.counts else "~%", values=plot.ticks)
-    x = alt.X("predicted:Q", scale=scale, axis=axis, title=f"predicted {what}")
-    y = alt.Y("y:Q", scale=scale, axis=axis, title=f"observed {what}")
+    x = alt.X("predicted:Q", scale=scale, axis=axis, title=plot.x_title)
+    y = alt.Y("y:Q", scale=scale, axis=axis, title=plot.y_title)
     names = list(plot.bins)
-    legend = alt.Legend(title=None, orient="top", symbolSize=70) if len(names) > 1 else None
+    legend = None
+    if has_legend and len(names) > 1:
+        legend = alt.Legend(title=None, orient="top", symbolSize=70, labelLimit=SIDE)
     colour = alt.Color(
         "model:N",
         scale=alt.Scale(domain=names, range=[colours[name] for name in names]),
@@ -151,7 +249,9 @@ def write_plot(plot: Reliability, path: Path) -> None:
 
     from dpads.record import write_bytes
 
-    drawn = chart(plot, {AFTER: KINDS[0], BEFORE: "#9aa7b8"}, PLAIN).properties(
+    kinds = dict(zip(plot.bins, KINDS, strict=False))
+    colours = {**kinds, AFTER: KINDS[0], BEFORE: "#9aa7b8"}
+    drawn = chart(plot, colours, PLAIN).properties(
         title=alt.Title(
             plot.title,
             subtitle=[line for text in plot.notes for line in textwrap.wrap(text, 76)],
@@ -235,9 +335,4 @@ def notes_of(metrics: Mapping[str, Any]) -> list[str]:
             continue
         ends = metrics.get("intervals", {}).get(name)
         parts.append(f"{word} {value:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""))
-    count = len(metrics["calibration_table"])
-    return [
-        ", ".join(parts) + ".",
-        f"{count} bins of equally many rows; bars and brackets are 95 % intervals.",
-        "Above the dashed line predictions are too low, below it too high.",
-    ]
+    return [f"{', '.join(parts)}; in brackets 95 % intervals.", *HOW_TO_READ]

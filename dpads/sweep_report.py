@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpads.reliability import from_plain
 from dpads.report_page import Drawn, draw, span_words, write_page
+from dpads.report_reliability import HOW_TO_READ, DrawnReliability, Reliability, draw_reliability
 from dpads.sweep_costs import cost_figures, noise_figures
 from dpads.sweep_curves import INCREASE, Curves
 from dpads.sweep_looks import Looks, looked_at
@@ -42,7 +44,7 @@ class Section:
     id: str
     title: str
     lead: str
-    drawings: Sequence[Drawn]
+    drawings: Sequence[Drawn | DrawnReliability]
 
 
 def write_report(folder: Path) -> Path:
@@ -114,7 +116,7 @@ def _sections(curves: Curves, folder: Path) -> list[Section]:
             "calibration",
             "Calibration",
             "Whether predictions are right on average, for the settings of the curves above.",
-            draw(calibration, folder),
+            [*_reliability(sweep, folder), *draw(calibration, folder)],
         ),
         Section(
             "cost",
@@ -123,6 +125,26 @@ def _sections(curves: Curves, folder: Path) -> list[Section]:
             draw(cost_figures(sweep), folder),
         ),
     ]
+
+
+def _reliability(sweep: SweepRows, folder: Path) -> list[DrawnReliability]:
+    """The reliability plot of the best trial with noise, and of the best without."""
+    bins = {}
+    for name, rows in (
+        ("lowest loss with noise", lowest(sweep, sweep.noisy)),
+        ("lowest loss without noise", lowest(sweep, sweep.noise_free)),
+    ):
+        file = folder / str(rows[0].get("run") or "") / "metrics.json" if rows else None
+        if file is None or not file.is_file():
+            continue
+        table = json.loads(file.read_text(encoding="utf-8")).get("calibration_table")
+        if table:
+            bins[f"{name}, trial {rows[0]['trial']}"] = from_plain(table)
+    if not bins:
+        return []
+    counts = sweep.task == "count"
+    plot = Reliability(title="Reliability", notes=HOW_TO_READ, bins=bins, counts=counts)
+    return [draw_reliability(plot, folder)]
 
 
 def _counts(sweep: SweepRows) -> dict[str, Any]:

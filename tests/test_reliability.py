@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from cli_calls import done, dpads_command
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import SMALL
+from sweep_folders import sweep_folder
 
 import dpads
 from dpads.evaluation import metrics
 from dpads.reliability import Bin, calibration_table, from_plain, to_plain
 from dpads.report_reliability import Reliability, plot_of, write_plot
 from dpads.store import ExampleStore
+from dpads.sweep_report import write_report
 
 
 def made(n: int = 40_000, seed: int = 3) -> tuple[Any, Any]:
@@ -172,6 +175,34 @@ def test_the_plot_shows_what_a_recalibration_changed() -> None:
     )  # fmt: skip
     assert list(both.bins) == ["before recalibration", "the model"]
     assert both.bins["the model"] == from_plain(after["calibration_table"])
+
+
+def test_the_page_of_a_sweep_shows_the_best_model_with_noise_beside_the_best_without(
+    tmp_path: Path,
+) -> None:
+    folder = sweep_folder(tmp_path / "sweep", seeds=(1,), batches=(256,))
+    rows = pl.read_parquet(folder / "results.parquet").sort("auc_loss").to_dicts()
+    best = {}
+    for scale, row in enumerate(rows, 1):
+        y, p = made(3000, seed=scale)
+        run = folder / row["run"]
+        run.mkdir(parents=True)
+        metrics_json = metrics("ctr", y, p / scale).to_dict()
+        (run / "metrics.json").write_text(json.dumps(metrics_json))
+        best.setdefault(math.isinf(row["privacy.epsilon"]), (row["trial"], metrics_json))
+    page = write_report(folder).read_text()
+    assert 'id="figure-reliability"' in page
+    for name, is_reference in (("with", False), ("without", True)):
+        trial, values = best[is_reference]
+        assert f"lowest loss {name} noise, trial {trial}" in page
+        for item in values["calibration_table"]:
+            assert f"{item['low']:.4g} to {item['high']:.4g}" in page
+    for suffix in ("svg", "png"):
+        assert f"plots/reliability.{suffix}" in page
+        assert (folder / "plots" / f"reliability.{suffix}").stat().st_size > 1000
+    for row in rows:
+        (folder / row["run"] / "metrics.json").unlink()
+    assert "figure-reliability" not in write_report(folder).read_text()
 
 
 def test_the_command_draws_and_prints(
