@@ -27,7 +27,7 @@ from dpads.schema import Task
 
 Vector = NDArray[np.float64]
 
-SPACING: Final = 1.0
+SPACING: Final = 0.5
 NODES: Final = np.arange(-12.0, 4.0 + SPACING, SPACING)  # of the logit, or the logarithm of a rate
 
 # Before the sums are seen: of the bias at the centre, of the logarithm of the scale, of one bucket.
@@ -35,6 +35,7 @@ BIAS_STDDEV: Final = 1.0
 SCALE_STDDEV: Final = 0.5
 BUCKET_STDDEV: Final = 0.5
 FARTHEST: Final = np.array([6.0, math.log(20.0)])
+_BIASES: Final = [np.array([bias]) for bias in np.linspace(-3.0, 3.0, 13)]
 _STARTS: Final = [
     np.array([bias, scale]) for bias in np.linspace(-3.0, 3.0, 13) for scale in (-0.5, 0.0, 0.5)
 ]
@@ -136,30 +137,42 @@ class Seen:
 
 
 def fit_scale_and_bias(seen: Seen) -> ScaleAndBias:
-    """Scale and bias, the identity where nothing is seen beyond the noise."""
+    """Scale and bias, the identity where nothing is seen beyond the noise.
+
+    The scale has to show by itself, beyond what a bias explains: few positives that are far too many tell
+    a bias well and a scale hardly, and a wrong scale moves the largest predictions most.
+    """
     centre = seen.centre
 
-    def calibrated(at: Vector) -> Callable[[Vector], Vector]:
-        return lambda logits: centre + at[0] + math.exp(at[1]) * (logits - centre)
+    def calibrated(bias: float, scale: float) -> Callable[[Vector], Vector]:
+        return lambda logits: centre + bias + math.exp(scale) * (logits - centre)
 
-    def chi2(at: Vector, precision: Vector) -> float:
-        left = seen.sums - _WITH_TOTAL @ _expected(seen, calibrated(at))
+    def misfit(bias: float, scale: float, precision: Vector) -> float:
+        left = seen.sums - _WITH_TOTAL @ _expected(seen, calibrated(bias, scale))
         return float(left @ precision @ left)
 
-    at, prior = np.zeros(2), np.array([BIAS_STDDEV, SCALE_STDDEV])
-    precision = _precision(seen, NODES)
+    def bias_at(scale: float, precision: Vector) -> float:
+        def objective(x: Vector) -> float:
+            return misfit(float(x[0]), scale, precision) + float((x[0] / BIAS_STDDEV) ** 2)
+
+        return float(_minimised(objective, min(_BIASES, key=objective))[0])
+
+    precision, at = _precision(seen, NODES), np.zeros(2)
     for _ in range(3):  # what the labels themselves vary by goes by the calibrated rate
 
         def objective(x: Vector, precision: Vector = precision) -> float:
-            return chi2(x, precision) + float(np.sum((x / prior) ** 2))
+            likely = (x[0] / BIAS_STDDEV) ** 2 + (x[1] / SCALE_STDDEV) ** 2
+            return misfit(float(x[0]), float(x[1]), precision) + float(likely)
 
         # From the best of a few places, for there may be several minima.
         at = _minimised(objective, min([at, *_STARTS], key=objective))
-        precision = _precision(seen, calibrated(at)(NODES))
-    gained = chi2(np.zeros(2), precision) - chi2(at, precision)
-    at = at * _shrunk(gained, 2)
-    scale = math.exp(float(at[1]))
-    return ScaleAndBias(scale=scale, bias=float(at[0]) + centre * (1.0 - scale))
+        precision = _precision(seen, calibrated(*at)(NODES))
+    bias = bias_at(0.0, precision)
+    alone = misfit(bias, 0.0, precision)
+    scale = float(at[1]) * _shrunk(alone - misfit(*at, precision), 1)
+    kept = _shrunk(misfit(0.0, 0.0, precision) - alone, 1)
+    bias, factor = bias_at(scale, precision) * kept, math.exp(scale)
+    return ScaleAndBias(scale=factor, bias=bias + centre * (1.0 - factor))
 
 
 def fit_buckets(seen: Seen) -> Buckets:
@@ -219,19 +232,19 @@ def _precision(seen: Seen, logits: Vector) -> Vector:
 def _shrunk(gained: float, parameters: int) -> float:
     """How much of a change to keep, by how much better it is than noise alone would make it.
 
-    Noise alone gains as much as there are parameters, on average; up to twice that nothing is kept.
+    Noise alone gains as much as there are parameters, on average: up to four of one parameter, two standard
+    deviations, and up to twice as many as there are of several, nothing is kept.
     """
-    if gained <= 0.0:
-        return 0.0
-    return float(max(0.0, 1.0 - (2.0 * parameters / gained) ** 2))
+    nothing = max(4.0, 2.0 * parameters)
+    return 0.0 if gained <= nothing else float(1.0 - (nothing / gained) ** 2)
 
 
 def _minimised(objective: Callable[[Vector], float], start: Vector) -> Vector:
     """A minimum near the start, by Newton steps that are halved until they help."""
     at, value = start, objective(start)
-    step = 1e-4
+    step, size_of = 1e-4, len(start)
     for _ in range(_STEPS):
-        moved = [np.eye(2)[i] * step for i in range(2)]
+        moved = [row * step for row in np.eye(size_of)]
         gradient = np.array([(objective(at + d) - objective(at - d)) / (2 * step) for d in moved])
         hessian = np.array(
             [
@@ -253,7 +266,7 @@ def _minimised(objective: Callable[[Vector], float], start: Vector) -> Vector:
         direction = -axes @ ((axes.T @ gradient) / np.maximum(np.abs(curvatures), 1e-6))
         size = 1.0
         while size > 1e-6:
-            tried = np.clip(at + size * direction, -FARTHEST, FARTHEST)
+            tried = np.clip(at + size * direction, -FARTHEST[:size_of], FARTHEST[:size_of])
             reached = objective(tried)
             if reached < value:
                 break
