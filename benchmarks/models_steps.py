@@ -4,8 +4,8 @@
     python benchmarks/models_steps.py --model fm dlrm --batch 4096
 
 writes models_steps.md and models_steps.json beside this file. Batches and turns as in steps.py: 26 fields,
-width 16, 13 numbers, Zipf's law, SGD on sparse gradients of tables and Adam on the tower. PyTorch runs the same
-module as a tower. Ratios are medians over the turns of one run.
+width 16, 13 numbers, Zipf's law, SGD on sparse gradients of tables and Adam on the tower. PyTorch runs
+the same module as a tower. Ratios are medians over the turns of one run.
 """
 
 from __future__ import annotations
