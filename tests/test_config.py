@@ -114,7 +114,7 @@ def test_no_key_of_the_tables_is_forgotten_when_written(tmp_path: Path) -> None:
     # A key that is left out comes back as its default, and a run or a trial is another one.
     config = load_config(written(tmp_path, FULL + "\n"))
     document = to_document(config)
-    training = dataclasses.replace(config.training, noise_seed=5)
+    training = dataclasses.replace(config.training, noise_seed=5, start_from="runs/a")
     document |= {
         "training": to_document(dataclasses.replace(config, training=training))["training"]
     }
@@ -176,7 +176,7 @@ BAD = [
     ("privacy.clip_norm=1", ConfigError, 'Unknown key "privacy.clip_norm". Did you mean "l2_clip_'),
     ("training.epoch=1", ConfigError, 'Unknown key "training.epoch". Did you mean "epochs"?'),
     ("training.tower_optimizer.lr=1", ConfigError, 'Unknown key "training.tower_optimizer.lr"'),
-    ("training.tower_optimizer.name=adm", ConfigError, 'Did you mean "adam"?'),
+    ("training.tower_optimizer.name=adm", ConfigError, 'Did you mean "adam" or "adambc"?'),
     ("training.tower_optimizer=adam", ConfigError, "expected a valid table"),
     ("training.table_optimizer.name=adam", ConfigError, 'Tables cannot use optimizer "adam"'),
     ("training.epochs=five", ConfigError, "training.epochs: expected a valid number, got 'five'."),
