@@ -87,6 +87,7 @@ def plan(
     from dpads.config import load_config
     from dpads.plan import PrivacySpec, resolve
     from dpads.plan_rows import plan_table
+    from dpads.private_sums_config import wanted_releases
 
     parsed = None if config is None else load_config(config)
     if parsed is not None:
@@ -111,6 +112,11 @@ def plan(
             epochs=epochs or DEFAULT_EPOCHS,
             l2_clip_norm=l2_clip_norm,
             sampler=sampler,
+            wanted=None
+            if parsed is None
+            else wanted_releases(
+                parsed.schema, parsed.prior, parsed.selection, parsed.recalibration
+            ),
         )
         spec = PrivacySpec(epsilon=epsilon, delta=delta, dataset_size=examples)
         used = resolve(spec, expected_batch_size=sizes[0], epochs=1.0).delta
@@ -153,6 +159,27 @@ def plan(
         ],
         caption=f"noise / coord: stddev on the averaged gradient, at l2_clip_norm {l2_clip_norm:g}",
     )
+    if rows[0].releases:  # a function of the budget alone: the same in every row
+        print_table(
+            "Beside training, inside of the same budget",
+            ["", "share", "noise multiplier", "norm bound", "noise"],
+            [
+                [
+                    release.kind.replace("_", " "),
+                    f"{release.share:g}",
+                    f"{release.noise_multiplier:.2f}",
+                    f"{release.l2_clip_norm:.4g}",
+                    f"{release.noise_stddev:.4g}",
+                ]
+                for release in rows[0].releases
+            ],
+            caption="noise: stddev on every coordinate of the sum"
+            + (
+                f"; a row is trained where its noisy count is {parsed.selection.threshold:g} or more"
+                if parsed is not None and parsed.selection.kind != "none"
+                else ""
+            ),
+        )
     if costs:
         print_costs(rows, costs)
         check_costs(costs)

@@ -156,7 +156,7 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
         for name in names
     ]
     heads = list(columns)
-    if len(columns) == 1:  # beside others there is no room
+    if len(columns) <= 2:  # beside more there is no room
         intervals = next(iter(columns.values())).get("intervals", {})
         heads.append("95 % interval")
         rows = [[*row, _interval(intervals.get(n))] for row, n in zip(rows, names, strict=True)]

@@ -105,6 +105,8 @@ def train(
         print_json({"run": str(target), "headline": result.headline, "metrics": run.metrics})
         return
     columns = {"this model": run.metrics}
+    if "before_recalibration" in run.metrics:
+        columns["before recalibration"] = run.metrics["before_recalibration"]
     if "reference" in run.metrics:
         columns["without privacy"] = run.metrics["reference"]
     if parsed.data.test is not None:

@@ -12,7 +12,7 @@ import pytest
 from dpads.accounting.accountant import epsilon_of
 from dpads.errors import BudgetError, ConfigError
 from dpads.plan import DpSgdConfig, Plan, PrivacySpec, Relation, calibrate, resolve
-from dpads.plan_rows import plan_table
+from dpads.plan_rows import DEFAULT_RELEASES, plan_table
 
 CONFIG = DpSgdConfig(
     l2_clip_norm=1.0,
@@ -319,7 +319,7 @@ def test_a_table_of_plans_is_for_the_sampler_that_will_run() -> None:
         for name in ("poisson", "fixed_order")
     }
     spec = PrivacySpec(epsilon=3.0, delta=1e-6, dataset_size=1000, sampler="fixed_order")
-    plan = resolve(spec, expected_batch_size=100, epochs=2)
+    plan = resolve(spec, expected_batch_size=100, epochs=2, wanted=DEFAULT_RELEASES)
     assert rows["fixed_order"].noise_multiplier == plan.mechanism.noise_multiplier
     assert rows["fixed_order"].noise_multiplier > rows["poisson"].noise_multiplier
 

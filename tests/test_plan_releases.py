@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dpads
 from dpads.accounting import events
 from dpads.accounting.accountant import Relation, epsilon_of
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import KINDS, Release, Wanted, mu_of
 from dpads.errors import BudgetError, ConfigError
 from dpads.plan import Plan, PrivacySpec, resolve
+from dpads.plan_rows import DEFAULT_RELEASES, plan_table
+from dpads.private_sums_config import wanted_releases
 
 SPEC = PrivacySpec(epsilon=3.0, dataset_size=20_000)
 
@@ -217,3 +220,21 @@ def test_a_release_is_plain_data() -> None:
     assert release.noise_stddev == 16.0
     with pytest.raises(ConfigError, match="got others"):
         Release.from_dict({**release.to_dict(), "more": 1})
+
+
+def test_a_table_of_plans_has_what_training_releases_by_default() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="click", categorical=["site"], buckets=10)
+    asked = wanted_releases(
+        schema, dpads.PriorConfig(), dpads.SelectionConfig(), dpads.RecalibrationConfig()
+    )
+    assert asked == DEFAULT_RELEASES
+    (row,) = plan_table(20_000, epsilon=3.0, batch_sizes=[100], epochs=[3])
+    plan = resolve(SPEC, expected_batch_size=100, epochs=3, wanted=asked)
+    assert (row.noise_multiplier, row.epsilon) == (
+        plan.mechanism.noise_multiplier,
+        plan.loss.epsilon,
+    )
+    assert row.releases == plan.releases
+    (bare,) = plan_table(20_000, epsilon=3.0, batch_sizes=[100], epochs=[3], wanted=())
+    assert bare.releases == ()
+    assert bare.noise_multiplier < row.noise_multiplier
