@@ -166,10 +166,10 @@ def fit_scale_and_bias(seen: Seen) -> ScaleAndBias:
 
         # From the best of a few places, for there may be several minima.
         at = _minimised(objective, min([at, *_STARTS], key=objective))
-        precision = _precision(seen, calibrated(*at)(NODES))
+        precision = _precision(seen, calibrated(float(at[0]), float(at[1]))(NODES))
     bias = bias_at(0.0, precision)
     alone = misfit(bias, 0.0, precision)
-    scale = float(at[1]) * _shrunk(alone - misfit(*at, precision), 1)
+    scale = float(at[1]) * _shrunk(alone - misfit(float(at[0]), float(at[1]), precision), 1)
     kept = _shrunk(misfit(0.0, 0.0, precision) - alone, 1)
     bias, factor = bias_at(scale, precision) * kept, math.exp(scale)
     return ScaleAndBias(scale=factor, bias=bias + centre * (1.0 - factor))
