@@ -141,6 +141,8 @@ def _print(result: Sweep) -> int:
     axes = varied or list(result.config.axes)
     increase = "relative_increase"
     compared = any(row[increase] is not None for row in rows)
+    # Where positives are rare, AUC alone looks better than it is.
+    beside = ["pr_auc", "normalized_entropy"] if loss == "auc_loss" else []
     print_table(
         "Trials (exact reads of test rows, not covered)",
         [
@@ -148,7 +150,8 @@ def _print(result: Sweep) -> int:
             *map(_head, axes),
             loss.replace("_", " "),
             "95 %",
-            *(["over no noise"] if compared else []),
+            *(name.replace("ed_", "ed\n").replace("_", " ") for name in beside),
+            *(["over\nno noise"] if compared else []),
             "spent",
         ],
         [
@@ -157,6 +160,7 @@ def _print(result: Sweep) -> int:
                 *(_setting(key, row) for key in axes),
                 row["status"] if row[loss] is None else f"{row[loss]:.4f}",
                 _interval(row, loss),
+                *("–" if row[name] is None else f"{row[name]:.4f}" for name in beside),
                 *([_percent(row[increase])] if compared else []),
                 _epsilon(row["epsilon"]),
             ]

@@ -17,7 +17,7 @@ TOWER_RATE: Final = "training.tower_optimizer.learning_rate"
 CLIP: Final = "privacy.l2_clip_norm"
 
 ENTROPY: Final = "normalized_entropy"
-SHOWN: Final = ("log_loss", ENTROPY, "calibration")  # beside the headline loss
+SHOWN: Final = ("pr_auc", "log_loss", ENTROPY, "calibration")  # beside the headline loss
 TOLERANCE: Final = 0.01
 EXTENSIONS: Final = 3  # of a grid whose best value is at its edge
 WIDER: Final = "-wider-"

@@ -86,15 +86,17 @@ def test_rounds_with_noise_go_on_around_the_one_that_would_be_chosen(config: Con
 
 def test_the_standard_error_is_that_of_the_interval() -> None:
     measured = {
-        "auc_loss": 0.3, "log_loss": 0.4, "normalized_entropy": 0.9, "calibration": 1.1,
+        "auc_loss": 0.3, "pr_auc": 0.2, "log_loss": 0.4, "normalized_entropy": 0.9, "calibration": 1.1,
         "intervals": {"auc_loss": [0.25, 0.35]},
     }  # fmt: skip
     found = tried_of({TABLE_RATE: 1.0}, measured, "auc_loss", "0001")
     assert found is not None
     assert found.standard_error == pytest.approx(SE)
     shown = evidence((TABLE_RATE,), "auc_loss", [found])
-    assert shown["columns"][1:] == ["auc loss", "log loss", "normalized entropy", "calibration"]
-    assert shown["evidence"] == [[1.0, 0.3, 0.4, 0.9, 1.1]]
+    assert shown["columns"][1:] == [
+        "auc loss", "pr auc", "log loss", "normalized entropy", "calibration",
+    ]  # fmt: skip
+    assert shown["evidence"] == [[1.0, 0.3, 0.2, 0.4, 0.9, 1.1]]
     counted = tried_of({}, {"poisson_log_loss": -1.0, "calibration": 1.1}, "poisson_log_loss", "1")
     assert counted is not None
     assert evidence((), "poisson_log_loss", [counted])["columns"] == [

@@ -45,6 +45,10 @@ def test_it_prints_trials_failures_and_what_all_cost(folder: Path) -> None:
     assert rows[0][1] == "1"
     assert rows[0][-1] == "1.00"
     assert "failed" in rows[1]
+    heads = next(line for line in lines if line.startswith(" trial"))
+    assert all(name in heads for name in ("auc loss", "pr auc", "entropy", "no noise"))
+    ends = rows[0].index("to")
+    assert all(0.0 < float(cell) < 2.0 for cell in rows[0][ends + 2 : ends + 4])
     assert any(line.startswith("0002 failed: Expected a model that fits") for line in lines)
     assert "The 2 private trials together cost epsilon" in result.stdout
     assert "No guarantee covers the 1 model trained without noise" in result.stdout
