@@ -264,7 +264,11 @@ class _Double(TorchFunctionMode):
             key: torch.float64 if value is torch.float32 else value
             for key, value in (kwargs or {}).items()
         }
-        return func(*swapped, **named)
+        result = func(*swapped, **named)
+        made = not any(isinstance(value, torch.Tensor) for value in args)
+        if made and isinstance(result, torch.Tensor) and result.dtype is torch.float32:
+            return result.double()
+        return result
 
 
 @contextmanager

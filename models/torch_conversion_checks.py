@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from dpads.errors import ConfigError
 from dpads.models.torch_conversion import Embedding, embeddings_of
@@ -41,6 +42,10 @@ def check_named(module: Any) -> dict[str, Embedding]:
             f"Expected a torch.nn.Module, got {type(module).__name__}. Give the module itself."
         )
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(value):
+            raise ConfigError(
+                f'"{name}" has no shape yet. Call the module once on a batch before the conversion.'
+            )
         if value.device.type != "cpu" or (
             value.is_floating_point() and value.dtype != torch.float32
         ):

@@ -278,7 +278,7 @@ def _check_mixing(own: Reference, fields: FieldTensors, single: list[FieldTensor
             "unless the schema clips them. Say which numbers a column has, such as dpads.Numeric(column, "
             "clip=(0, 1e9)), or let forward take any."
         )
-    if not np.allclose(together, alone, rtol=1e-6, atol=1e-6):
+    if not np.allclose(together, alone, rtol=1e-5, atol=1e-5):
         raise ConfigError(
             "forward mixes the examples of a batch: an example gets another logit among others than by "
             "itself, as with in-batch negatives, statistics of the batch or a softmax over it. Clipping "

@@ -221,8 +221,15 @@ def sample(
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """Whether it is a linear layer as torch has it."""
-    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+    """Whether it is a linear layer as torch has it, not one that a recurrent layer calls step by step."""
+    from opacus.layers.dp_rnn import RNNLinear
+
+    return (
+        isinstance(layer, nn.Linear)
+        and not isinstance(layer, RNNLinear)
+        and type(layer).forward is nn.Linear.forward
+        and "weight" in layer._parameters
+    )
 
 
 def _names(module: nn.Module) -> dict[nn.Parameter, str]:
@@ -232,6 +239,9 @@ def _names(module: nn.Module) -> dict[nn.Parameter, str]:
         if not value.requires_grad:
             continue
         if value in names:
+            owner = names[value].rpartition(".")[0]
+            if f"{name}.".startswith(f"{owner}." if owner else ""):
+                continue  # a module that lists a parameter of one inside it, as Opacus' recurrent layers do
             raise ConfigError(
                 f'Parameters "{names[value]}" and "{name}" are one tensor, so that its gradient would have '
                 "two owners. Give each layer its own."

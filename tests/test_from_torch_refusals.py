@@ -436,3 +436,7 @@ def test_refuses_logits_that_are_not_finite_unless_the_schema_says_what_numbers_
         task="ctr", label="y", numeric=numeric, categorical=["a"], buckets=ROWS
     )
     dpads.models.from_torch(module, schema)
+
+
+def test_refuses_parameters_without_a_shape() -> None:
+    says(refusal(User(plain, lazy=nn.LazyLinear(1))), '"lazy.weight"', "no shape yet")
