@@ -19,6 +19,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import Release
 from dpads.errors import ConfigError
 from dpads.kernels.gaussian import NORMALS_PER_ROW, fill_normals
+from dpads.kernels.unit_sums import add_unit_vectors
 from dpads.noise import RunKeys, to_public_grid
 
 # Sums are whole multiples of the norm bound times this: exact in int64, in any order, for 2^32 units.
@@ -95,39 +96,13 @@ def add_clipped(sums: NDArray[np.int64], vectors: UnitVectors, l2_clip_norm: flo
 
     Entries are rounded towards zero, so that no vector gets longer; the sum is exact.
     """
-    units, places, values = _merged(vectors)
+    places = vectors.places
     if len(places) == 0:
         return
     if places.min() < 0 or places.max() >= len(sums):
         raise ConfigError(f"Expected places of {len(sums)} coordinates, got others.")
-    number = len(vectors.offsets) - 1
-    with np.errstate(over="ignore", invalid="ignore"):
-        # Shares of the bound: squares of what is far larger overflow, and such a unit counts as zero.
-        parts = values / l2_clip_norm
-        norms = np.sqrt(np.bincount(units, weights=parts * parts, minlength=number))
-        factors = np.where(np.isfinite(norms), 1.0 / np.maximum(norms, 1.0), 0.0)
-        # Room for the rounding of norm and product: never longer than the bound.
-        factors *= np.where(norms > 1.0 - 2.0**-40, 1.0 - 2.0**-40, 1.0)
-        scaled = np.where(factors[units] > 0.0, parts * factors[units], 0.0)
-    whole = np.trunc(scaled * 2.0**GRID_BITS).astype(np.int64)
-    np.add.at(sums, places, whole)
-
-
-def _merged(
-    vectors: UnitVectors,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Entries with their unit, each place of a unit once."""
-    number = len(vectors.offsets) - 1
-    units = np.repeat(np.arange(number), np.diff(vectors.offsets))
-    order = np.lexsort((vectors.places, units))
-    units, places, values = units[order], vectors.places[order], vectors.values[order]
-    if len(places) == 0:
-        return units, places, values
-    first = np.concatenate(([True], (places[1:] != places[:-1]) | (units[1:] != units[:-1])))
-    starts = np.flatnonzero(first)
-    with np.errstate(over="ignore", invalid="ignore"):
-        summed = np.add.reduceat(values, starts)
-    return units[starts], places[starts], summed
+    steps = 2.0**GRID_BITS
+    add_unit_vectors(sums, vectors.offsets, places, vectors.values, l2_clip_norm, steps)
 
 
 def with_noise(sums: NDArray[np.int64], release: Release, keys: RunKeys) -> NDArray[np.float64]:
@@ -135,7 +110,7 @@ def with_noise(sums: NDArray[np.int64], release: Release, keys: RunKeys) -> NDAr
 
     The key is bound to the sums: two sums never share a draw, whatever made them differ.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(sums, "<i8").tobytes()).hexdigest()
+    digest = hashlib.sha256(np.ascontiguousarray(sums, "<i8").data).hexdigest()
     key = keys.key("private_sum", release.kind, digest)
     noisy = sums * (release.l2_clip_norm * 2.0**-GRID_BITS)
     stddev = release.noise_stddev

@@ -27,6 +27,7 @@ SPARE: Final = 9 / 8  # arrays kept between steps are larger than asked for, as 
 # Bytes of one place where an example reads a row: where it is (20), sorted by row (20), for this batch and
 # the next; and what sorting needs meanwhile (32).
 PLACE: Final = 2 * (20 + 20) + 32
+COUNTED_ROW: Final = 8 + 8 + 1  # bytes: a row's count, the same with noise, whether it is selected
 PARAMETER: Final = 4 + 8 + 4  # bytes: its value, two moments, its noisy gradient
 PARAMETER_SUMS: Final = 8 + 4  # bytes a thread: the sum in float64, a chunk's product in float32
 
@@ -66,7 +67,7 @@ class MemoryEstimate:
         history: when each row last received noise.
         optimizer: the tower's parameters, moments and gradient.
         batch: what is proportional to the batch, and the threads' working memory.
-        checkpoint: what exists only while one is written.
+        checkpoint: what exists only while one is written, or while rows of tables are counted.
         imports: the libraries.
     """
 
@@ -94,6 +95,7 @@ def estimate_memory(
     expected_batch_size: int,
     physical_batch_size: int | None = None,
     table_noise: str = "lazy",
+    counted: bool = False,
 ) -> MemoryEstimate:
     """What training a model takes at its peak, from sizes alone.
 
@@ -103,6 +105,7 @@ def estimate_memory(
         expected_batch_size: units in a batch on average.
         physical_batch_size: examples in memory at a time; None for the whole batch.
         table_noise: "lazy" or "dense".
+        counted: whether rows of tables are counted before training, to select some.
 
     Returns:
         The estimate. Lists are taken to hold ten ids.
@@ -131,7 +134,10 @@ def estimate_memory(
         batch=_batch_bytes(schema, layout, expected_batch_size, physical_batch_size)
         + threads * _thread_bytes(layout, parameters, widths),
         # Under dense noise the history is the same number for every row, and made for the file.
-        checkpoint=0 if table_noise == "lazy" else 4 * rows,
+        checkpoint=max(
+            0 if table_noise == "lazy" else 4 * rows,
+            COUNTED_ROW * sum(schema.table_rows.values()) if counted else 0,
+        ),
         imports=IMPORTS,
     )
 

@@ -255,3 +255,13 @@ def test_a_model_is_written_without_copying_its_tables() -> None:
     assert b"".join(bytes(part) for part in parts) == save(
         model.state(), metadata={"format": "dpads"}
     )
+
+
+def test_counting_rows_takes_memory_before_training() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a", "b"], buckets=10**6)
+    model = dpads.models.Logistic()
+    plain, counted = (
+        estimate_memory(model, schema, expected_batch_size=16, counted=flag)
+        for flag in (False, True)
+    )
+    assert counted.total - plain.total == 17 * 2 * 10**6
