@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -146,20 +147,24 @@ def print_markdown(text: str) -> None:
 
 
 def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
-    """Metrics side by side; what is not defined is a dash, with the reason below."""
+    """Metrics side by side, the first column's with their intervals; what is not defined is a dash."""
     from dpads.evaluation import BESIDE_METRICS
 
     found = dict.fromkeys(name for values in columns.values() for name in values)
     names = [name for name in found if name not in BESIDE_METRICS]
+    first, *others = columns.values()
+    intervals = first.get("intervals", {})
     rows = [
-        [name.replace("_", " "), *(_number(values.get(name)) for values in columns.values())]
+        [
+            name.replace("_", " "),
+            _number(first.get(name)),
+            _interval(intervals.get(name)),
+            *(_number(values.get(name)) for values in others),
+        ]
         for name in names
     ]
-    heads = list(columns)
-    if len(columns) <= 2:  # beside more there is no room
-        intervals = next(iter(columns.values())).get("intervals", {})
-        heads.append("95 % interval")
-        rows = [[*row, _interval(intervals.get(n))] for row, n in zip(rows, names, strict=True)]
+    own, *others_heads = columns
+    heads = [own, "95 % interval", *others_heads]
     reasons = dict.fromkeys(
         reason for values in columns.values() for reason in values.get("undefined", {}).values()
     )
@@ -170,20 +175,21 @@ def print_calibration(table: Sequence[Mapping[str, Any]]) -> None:
     """What was predicted against what happened, from the lowest predictions to the highest."""
     if not table:
         return
+    lowest = min(item["predicted"] for item in table)
+    # Three digits of the smallest prediction, and as many decimals for all.
+    digits = min(max(2 - math.floor(math.log10(lowest)), 3), 8) if lowest > 0.0 else 6
     rows = []
     for item in table:
         fits = item["low"] <= item["predicted"] <= item["high"]
-        ends = f"{item['low']:.4g} to {item['high']:.4g}"
-        cells = (f"{item['predicted']:.4g}", f"{item['observed']:.4g}", ends, f"{item['rows']:,}")
-        rows.append(["" if fits else "*", *cells])
+        means = (f"{item[name]:.{digits}f}" for name in ("predicted", "observed"))
+        ends = f"{item['low']:.{digits}f} to {item['high']:.{digits}f}"
+        rows.append(["" if fits else "*", *means, ends, f"{item['rows']:,}"])
     off = sum(row[0] == "*" for row in rows)
     print_table(
         "Calibration, rows in the order of their predictions",
         ["", "predicted", "observed", "95 % interval", "rows"],
         rows,
-        caption=f"*: the prediction is outside the interval, in {off} of {len(rows)} bins"
-        if off
-        else "",
+        caption=f"* not in the interval: {off} of {len(rows)} bins" if off else "",
     )
 
 

@@ -238,7 +238,8 @@ def test_the_demo_shows_three_models_and_the_statement(monkeypatch: pytest.Monke
     result = dpads_command("demo")
     assert result.exit_code == 0, result.output
     header = next(line for line in result.stdout.splitlines() if "the truth" in line)
-    assert re.split(r"\s{2,}", header.strip()) == ["epsilon 3", "without privacy", "the truth"]
+    heads = re.split(r"\s{2,}", header.strip())
+    assert heads == ["epsilon 3", "95 % interval", "without privacy", "the truth"]
     assert "Privacy guarantee of dpads demo" in result.stdout
     assert "iterations" in result.stderr
     assert "epsilon 3.00" in result.stderr
