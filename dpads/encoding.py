@@ -294,8 +294,8 @@ def _factor(column: pa.Array, name: str, role: str, minimum: float | None) -> pa
     fits = narrow > 0 if minimum is None else narrow >= minimum
     if not fits.all():
         raise DataError(
-            f'Column "{name}": expected {wanted} as {role}, got a smaller one. '
-            "Mend or drop these rows."
+            f'Column "{name}": expected {wanted} as {role}, got '
+            f"{'0 or a smaller one' if minimum is None else 'a smaller one'}. Mend or drop these rows."
         )
     return pa.array(narrow)
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from dpads.encoding import check_columns, encode, encoded_schema
 from dpads.errors import DataError
 from dpads.hashing import table_rows, user_keys
+from dpads.preparing import prepare
 from dpads.schema import Bag, FeatureSchema, Numeric
 
 SCHEMA = FeatureSchema(
@@ -163,8 +166,13 @@ BAD = {
     "bag weights text": ({"w": [["31337.5", "1", "1"], [], None]}, "w", "text"),
     "weight negative": ({"factor": [-31337.5, 1.0, 1.0]}, "factor", "smaller"),
     "weight null": ({"factor": [None, 1.0, SECRET]}, "factor", "null"),
+    "weight NaN": ({"factor": [float("nan"), 1.0, SECRET]}, "factor", "NaN"),
+    "weight text": ({"factor": ["31337.5", "1", "1"]}, "factor", "text"),
     "weight infinite": ({"factor": [float("inf"), 1.0, SECRET]}, "factor", "infinity"),
     "exposure zero": ({"seconds": [0.0, 1.0, SECRET]}, "seconds", "above 0"),
+    "exposure negative": ({"seconds": [-31337.5, 1.0, 2.0]}, "seconds", "above 0"),
+    "exposure NaN": ({"seconds": [float("nan"), 1.0, SECRET]}, "seconds", "NaN"),
+    "exposure null": ({"seconds": [None, 1.0, SECRET]}, "seconds", "null"),
     "exposure beneath float32": ({"seconds": [1e-60, 1.0, SECRET]}, "seconds", "above 0"),
     "exposure beyond float32": ({"seconds": [1e60, 1.0, SECRET]}, "seconds", "float32"),
     "user null": ({"uid": ["31337.5", None, "x"]}, "uid", "null or empty"),
@@ -194,10 +202,46 @@ def test_a_number_beyond_float32_needs_a_clip_or_logarithm() -> None:
     encode(raw, FeatureSchema(task="ctr", label="y", numeric=[clipped]))
 
 
-@pytest.mark.parametrize("labels", [[0.5], [-1], [None], [float("nan")], [float("inf")]])
-def test_counts_are_whole_numbers_from_zero(labels: list[Any]) -> None:
-    with pytest.raises(DataError, match='"n"'):
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        ([3, 0.5], "whole numbers from 0, got another value"),
+        ([3, -1], "whole numbers from 0, got another value"),
+        ([3, None], "whole numbers from 0 in every row, got null"),
+        ([3, float("nan")], "finite labels"),
+        ([3, float("inf")], "finite labels"),
+        (["3", "0"], "numbers as labels, got text"),
+    ],
+)
+def test_counts_are_whole_numbers_from_zero(labels: list[Any], word: str) -> None:
+    with pytest.raises(DataError, match=f'"n".*{word}') as caught:
         encode(pa.record_batch({"n": labels}), FeatureSchema(task="count", label="n"))
+    # what to do about it
+    assert any(hint in str(caught.value) for hint in ("rows", "Write clicks"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "word"),
+    [
+        ("n", [0.0, 1.5], "whole numbers"),
+        ("n", [0, -2], "whole numbers"),
+        ("seconds", [1.0, 0.0], "above 0"),
+        ("seconds", [1.0, -1.0], "above 0"),
+        ("w", [1.0, -0.5], "from 0"),
+        ("w", [1.0, float("nan")], "NaN"),
+    ],
+)
+def test_bad_counts_exposures_and_weights_leave_no_store(
+    column: str, values: list[Any], word: str, tmp_path: Path
+) -> None:
+    """Through `prepare`, the second row of the second file: told with its file, nothing half-written."""
+    schema = FeatureSchema(task="count", label="n", numeric=["x"], weight="w", exposure="seconds")
+    good: dict[str, list[Any]] = {"n": [0, 3], "x": [1, 2], "w": [1.0, 0.0], "seconds": [0.5, 2.0]}
+    pq.write_table(pa.table(good), tmp_path / "a.parquet")
+    pq.write_table(pa.table({**good, column: values}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=rf'b\.parquet.*"{column}".*{word}'):
+        prepare(str(tmp_path / "*.parquet"), schema, out=tmp_path / "new" / "store")
+    assert {path.name for path in tmp_path.rglob("*")} == {"a.parquet", "b.parquet"}
 
 
 def test_a_missing_column_lists_the_nearest_names() -> None:
