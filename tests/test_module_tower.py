@@ -17,11 +17,13 @@ from torch_modules import GOOD, REFUSED, WIDTH, Attention, Pair, Squeezed, layer
 
 import dpads
 from dpads.batch import Targets
+from dpads.clipping import clip_batch
 from dpads.errors import ConfigError
 from dpads.kernels import clip, whole
 from dpads.kernels.workers import set_threads
 from dpads.models import torch_module_checks, torch_owners
 from dpads.models.torch_module_tower import ModuleTower
+from dpads.row_sums import batch_reads
 
 every_module = pytest.mark.parametrize("name", GOOD)
 
@@ -63,6 +65,17 @@ def test_each_unit_adds_at_most_the_clip_norm(name: str, data: Any) -> None:
     out = dpads.clipped_gradients(model, batch, l2_clip_norm=0.25)
     norm = np.sqrt(sum(float((v**2).sum()) for v in as_dense(model, out).values()))
     assert norm <= 0.25 * batch.num_units * (1 + 1e-9) + 1e-12
+
+
+@every_module
+def test_sums_by_groups_are_the_sums(name: str) -> None:
+    model = perturb(model_with(name), 4)
+    batch = taken(rows_for(200, 9), np.arange(200))
+    reads = batch_reads(model, batch)
+    groups = np.array([0, 70, 70, 140, 200])  # in float32, but not where parts of an example cancel
+    grouped, exact = (clip_batch(model, batch, reads, 0.5, groups=g)[0] for g in (groups, None))
+    for key, value in exact.dense.items():
+        np.testing.assert_allclose(grouped.dense[key], value, rtol=1e-5, atol=1e-5)
 
 
 def rows_for(size: int, seed: int, **more: Any) -> dict[str, Any]:
