@@ -224,9 +224,8 @@ class Inputs:
                 ids[:, c] + high[:, wide.index(c)] if c in wide else ids[:, c] for c in range(total)
             ]
             ids = torch.stack(columns, dim=1)
-        ids = ids.clamp(
-            self._first_row, self._last_row
-        )  # rows of the tower's own making, too, are rows
+        # Rows that a tower makes up for itself must be rows of tables, too.
+        ids = ids.clamp(self._first_row, self._last_row)
         for name in self.schema.categorical:
             named[name] = ids[:, self.first_ids[name]]
         weights_at = numbers.shape[1] - len(self.weight_columns)

@@ -63,7 +63,8 @@ def test_starts_with_the_modules_own_parameters_and_leaves_the_module_alone() ->
     before = {name: value.clone() for name, value in module.state_dict().items()}
     description = dpads.models.from_torch(module, SIMPLE, inputs=arguments)
     with torch.no_grad():
-        module.out.bias += 1.0  # too late for the description
+        for value in module.parameters():
+            value += 1.0  # too late for the description
     first, second = description.init(SIMPLE), description.init(SIMPLE)
     assert set(first.tables) == {"a", "b"}
     for name, value in {**first.tables, **first.dense}.items():
