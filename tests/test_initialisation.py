@@ -9,7 +9,9 @@ import dpads
 from dpads.models.base import REGISTRY
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize(
+    "name", sorted(set(REGISTRY) - {"torch"})
+)  # a user's own starts as it came
 def test_initial_parameters_follow_from_schema_and_seed_alone(name: str) -> None:
     schema = dpads.FeatureSchema(
         task="ctr", label="click", numeric=["n"], categorical=["c"], bags=["b"], buckets=50

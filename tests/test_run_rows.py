@@ -49,8 +49,7 @@ def test_the_plan_is_told_before_the_ledger_opens(
     plans: list[Plan] = []
     run = train_config(config, store=train_store, out=tmp_path / "run", on_plan=plans.append)
     assert plans == told == [run.plan]
-    event = next(e for e in Ledger.load(tmp_path / "run/ledger.jsonl").entries if e.dp_event)
-    assert event.dp_event == plans[0].event()
+    assert Ledger.load(tmp_path / "run/ledger.jsonl").joint_event() == plans[0].event()
 
 
 def test_a_disk_that_fills_leaves_the_old_file_alone(

@@ -96,7 +96,7 @@ def test_json_has_every_item(run: Path) -> None:
     assert found["ok"] is True
     assert found["first_failure"] is None
     assert found["items"][0] == {
-        "item": "ledger.jsonl", "held": True, "note": "a chain of 3 entries",
+        "item": "ledger.jsonl", "held": True, "note": "a chain of 4 entries",
     }  # fmt: skip
     (run / "model.json").write_text("{}")
     result = dpads_command("verify", run, "--json")
@@ -117,9 +117,9 @@ def _without_a_line(run: Path) -> None:
 def _rewritten_ledger(run: Path) -> None:
     """A whole new chain, made by somebody who knows how, without the last entry's access."""
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_bytes().splitlines()]
-    lines[2]["entry"]["rows"] = "none"
-    bare = {key: lines[2][key] for key in ("entry", "index", "previous")}
-    lines[2] = {**bare, "sha256": digest(bare)}
+    lines[-1]["entry"]["rows"] = "none"
+    bare = {key: lines[-1][key] for key in ("entry", "index", "previous")}
+    lines[-1] = {**bare, "sha256": digest(bare)}
     (run / "ledger.jsonl").write_bytes(b"".join(canonical_bytes(line) + b"\n" for line in lines))
 
 
@@ -129,6 +129,24 @@ def _swapped_model(run: Path) -> None:
 
 def _fewer_iterations(run: Path) -> None:
     edit(run / "run.json", lambda d: d.update(executed=19))
+
+
+def _less_noise_of_a_release(run: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["mechanism"]["releases"][0]["noise_multiplier"] *= 0.5
+
+    edit(run / "statement.json", change)
+
+
+def _another_release(run: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["plan"]["releases"][0]["noise_multiplier"] *= 0.5
+
+    edit(run / "run.json", change)
+
+
+def _no_release(run: Path) -> None:
+    edit(run / "run.json", lambda d: d["plan"].update(releases=[]))
 
 
 def _more_than_planned(run: Path) -> None:
@@ -166,7 +184,7 @@ def _more_noise(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_cut, "ledger.jsonl: it does not|ledgers/0/entries: 3 is stated, 2 recomputed"),
+        (_cut, "ledger.jsonl: it does not|ledgers/0/entries: 4 is stated, 3 recomputed"),
         (_without_a_line, "ledger.jsonl: ledger.jsonl, line 2: it does not follow"),
         (_rewritten_ledger, "ledgers/0/head: "),
         (_swapped_model, "model.safetensors: it is another file than was trained"),
@@ -178,6 +196,9 @@ def _more_noise(run: Path) -> None:
         (_another_clip_norm, "mechanism/clipping/norm: 0.5 is stated, 1.0 recomputed"),
         (_another_epsilon, "guarantees/0/value/epsilon: 2.99 is stated, 3.0 recomputed"),
         (_more_noise, "mechanism/noise/noise_multiplier: "),
+        (_less_noise_of_a_release, "mechanism/releases/0/noise_multiplier: "),
+        (_another_release, "mechanism/releases/0/noise_multiplier: "),
+        (_no_release, "mechanism/releases: "),
         (_page, "statement.md: it says something else"),
         (_another_page, "statement.html: it says something else"),
         (lambda run: (run / "statement.json").unlink(), "statement.json: there is no such file"),
