@@ -124,6 +124,9 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "model.no_cross_example_ops": (
         (_CODE, "models/torch_tower.py::TorchTower"),
+        (_CODE, "models/torch_module_checks.py::check_module"),
+        (_CODE, "models/torch_module_checks.py::find_blocks"),
+        (_TEST, "tests/test_module_tower.py::test_an_examples_bits_are_its_own"),
         (_TEST, "tests/test_clipping.py::test_a_layer_that_mixes_examples_is_refused"),
         (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
     ),
