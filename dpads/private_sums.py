@@ -80,14 +80,15 @@ def noisy_sum(
 
 def announce(release: Release, ledger: Ledger, description: str) -> None:
     """Puts a release on the ledger, unless a run that was cut off has done so."""
-    if any(entry.kind == release.kind for entry in ledger.entries):
+    event = release.event()
+    if any((entry.kind, entry.dp_event) == (release.kind, event) for entry in ledger.entries):
         return
     ledger.append(
         kind=release.kind,
         description=description,
         rows="train",
         treatment="covered_by_accounting",
-        dp_event=release.event(),
+        dp_event=event,
     )
 
 

@@ -75,7 +75,8 @@ def test_no_trial_is_lost_none_is_paid_twice_and_what_had_ended_stays(
     assert announced(out) == once
     for trial in swept.trials:
         run = dpads.Run.load(swept.folder_of(trial.name))
-        assert kinds(run.ledger)[-3:] == ["training", "training_finished", "evaluation"]
+        own = ["training", "training_finished", "recalibration", "evaluation"]
+        assert kinds(run.ledger)[-4:] == own
         assert len(set(kinds(run.ledger))) == len(run.ledger.entries)
         assert run.record.executed == run.plan.mechanism.iterations
         assert trial.name in cut or run.record.replayed == 0
