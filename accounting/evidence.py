@@ -219,7 +219,10 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             _TEST,
             "tests/test_private_sums.py::test_every_coordinate_has_noise_of_the_accounted_scale",
         ),
-        (_TEST, "tests/test_plan_releases.py::test_everything_together_meets_the_budget_from_below"),
+        (
+            _TEST,
+            "tests/test_plan_releases.py::test_everything_together_meets_the_budget_from_below",
+        ),
     ),
     "tuning.same_mechanism": (
         (_CODE, "dpads/training.py::Trainer"),
