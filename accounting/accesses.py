@@ -143,7 +143,9 @@ def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
 
 def _of_entry(entry: LedgerEntry) -> dict[str, Any]:
     """The row of a ledger's entry."""
-    filled_by = "human" if entry.kind == "upstream" else "auto"
+    filled_by = "auto"
+    if entry.kind == "upstream":
+        filled_by = "auto+human" if entry.is_of_schema else "human"
     stage = _STAGES[entry.kind]
     if entry.chose_configuration:
         stage = _CHOOSING.get(entry.kind, stage)
@@ -250,19 +252,17 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
         text = text.removesuffix(".") + f"{_BUT_THESE}."
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]
     upstream = runs.said("upstream")
-    on_ledgers = {entry.description for run in runs.runs for entry in run.entries("upstream")}
-    if upstream is not None and not on_ledgers:
+    on_ledgers = [entry for run in runs.runs for entry in run.entries("upstream")]
+    by_people = any(not entry.is_of_schema for entry in on_ledgers)
+    if upstream is not None and not by_people:
         rows.append(_row("filtering_or_downsampling", upstream, "not_covered", "human"))
-    elif upstream is None and not on_ledgers:
-        rows.append(
-            _row(
-                "collection",
-                "What happened to the log before it was read (filters, joins, deduplication, "
-                "down-sampling, definition of the label). Nobody declared it.",
-                "not_covered",
-                "human",
-            )
+    elif upstream is None and not by_people:
+        beside = ", beside what the schema says" if on_ledgers else ""
+        text = (
+            "What happened to the log before it was read (filters, joins, deduplication, "
+            f"down-sampling, definition of the label){beside}. Nobody declared it."
         )
+        rows.append(_row("collection", text, "not_covered", "human"))
     refresh = runs.said("refresh")
     if refresh is not None:
         rows.append(_row("retraining_or_refresh", refresh, "not_covered", "human"))

@@ -83,7 +83,8 @@ class LedgerEntry:
         details: Further plain data, such as {"executed": 347, "replayed": 0}. Of the kind
             "selected_training" its "dp_event" is that of the run, which a tuning entry before it
             has to cover. "chose_configuration": True on an evaluation or a reference says that its
-            result chose columns or hyperparameters of this model. A "trial" says of how many "trials"
+            result chose columns or hyperparameters of this model. "declared_in": "schema" on what the
+            schema says was done upstream; what people say has none. A "trial" says of how many "trials"
             this run is one, itself included. A covered "earlier_run" says of which "earlier" ledger its
             event is: see `earlier.earlier_entry`.
 
@@ -158,6 +159,11 @@ class LedgerEntry:
     def announced_event(self) -> EventTree | None:
         """The event of a selected run, which another entry covers; None of any other entry."""
         return self.details["dp_event"] if self.kind == "selected_training" else None
+
+    @property
+    def is_of_schema(self) -> bool:
+        """Whether the schema says what this "upstream" entry does, and no person in words."""
+        return self.kind == "upstream" and self.details.get("declared_in") == "schema"
 
     @property
     def chose_configuration(self) -> bool:

@@ -169,6 +169,8 @@ class Filling:
         times = TIMES.fullmatch(row["description"])
         text, count = (times[1], int(times[2])) if times else (row["description"], 1)
         details: dict[str, Any] = {"chose_configuration": True} if row["stage"] in _CHOSE else {}
+        if row["stage"] == "filtering_or_downsampling" and row["filled_by"] == "auto+human":
+            details["declared_in"] = "schema"
         if "trials" in row:
             details["trials"] = row["trials"]
         return _entry(row, path, text, None, details), count

@@ -101,6 +101,30 @@ def record_of(
     )
 
 
+def declare_upstream(ledger: Ledger, config: Config) -> None:
+    """Puts on a ledger what happened to the rows before, as the configuration says it; each item once."""
+    declared: list[tuple[str, dict[str, str]]] = []
+    if config.statement.upstream is not None:
+        declared.append((config.statement.upstream, {}))
+    kept = config.schema.negatives_kept
+    if kept < 1.0:
+        text = (
+            f"Negatives were left out before: a share of {kept:g} of them was kept, as the schema "
+            "declares. Predictions are corrected for it; the guarantee is about the rows that stayed."
+        )
+        declared.append((text, {"declared_in": "schema"}))
+    known = {entry.description for entry in ledger.entries if entry.kind == "upstream"}
+    for text, details in declared:
+        if text not in known:
+            ledger.append(
+                kind="upstream",
+                description=text,
+                rows="train",
+                treatment="not_covered",
+                details=details,
+            )
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run's ingredients."""
@@ -115,7 +139,7 @@ class Job:
 
     def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
         """Reference, private training, metrics, files; what an interrupted run did is kept."""
-        self._declare_upstream(ledger)
+        declare_upstream(ledger, self.config)
         reference = self._reference_metrics(ledger, folder) if self._wants_reference else None
         trainer = self._trainer(ledger, folder)
         trainer.run(self._watch("training"))
@@ -132,23 +156,6 @@ class Job:
             run.write(folder, self.on_statement)
             trainer.discard_checkpoints()
         return run
-
-    def _declare_upstream(self, ledger: Ledger) -> None:
-        """Puts on the ledger what happened to the rows before, as the configuration says it."""
-        if any(entry.kind == "upstream" for entry in ledger.entries):
-            return
-        kept = self.config.schema.negatives_kept
-        sampled = None
-        if kept < 1.0:
-            sampled = (
-                f"Negatives were left out before: a share of {kept:g} of them was kept, as the schema "
-                "declares. Predictions are corrected for it; the guarantee is about the rows that stayed."
-            )
-        for declared in (self.config.statement.upstream, sampled):
-            if declared is not None:
-                ledger.append(
-                    kind="upstream", description=declared, rows="train", treatment="not_covered"
-                )
 
     @property
     def _wants_reference(self) -> bool:
