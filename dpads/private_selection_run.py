@@ -13,7 +13,7 @@ from dpads.plan import training_words
 from dpads.private_selection_plan import Prepared
 from dpads.private_selection_worker import FACTS
 from dpads.run import Run, note_evaluation
-from dpads.run_job import record_of
+from dpads.run_job import declare_upstream, record_of
 from dpads.training import Performance
 
 
@@ -32,6 +32,7 @@ def selected_run(
     config = prepared.candidates[candidate]
     plan = prepared.plans[candidate]
     model, facts = files.load_model(slot), files.read_json(slot / FACTS)
+    declare_upstream(ledger, config)
     noted = {entry.kind for entry in ledger.entries}
     if "selected_training" not in noted:
         ledger.append(

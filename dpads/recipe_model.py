@@ -11,6 +11,7 @@ from dpads.errors import RunError
 from dpads.plan import training_words
 from dpads.recipe_budget import MODEL, STAGES, FilterFile
 from dpads.run import Run
+from dpads.run_job import declare_upstream
 from dpads.sweep_folder import TRIALS
 
 
@@ -39,6 +40,7 @@ def chosen_run(folder: Path, stage: str, trial: str, ledger: Ledger) -> Run:
     whole = Ledger()
     for entry in ledger.entries:
         whole.append(**entry.to_dict())
+    declare_upstream(whole, chosen.config)
     whole.append(
         kind="selected_training",
         description=f"{training_words(chosen.plan)}: the run that was chosen",
