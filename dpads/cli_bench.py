@@ -186,8 +186,13 @@ def plan_costs(config: Config, examples: int, rows: Sequence[PlanRow]) -> list[P
     )
 
     def memory_at(at: FeatureSchema, batch: int) -> MemoryEstimate:
-        noise, most = training.table_noise, batch * rows_per_unit
-        return estimate_memory(model, at, expected_batch_size=most, table_noise=noise)
+        return estimate_memory(
+            model,
+            at,
+            expected_batch_size=batch * rows_per_unit,
+            table_noise=training.table_noise,
+            counted=config.selection.kind != "none",
+        )
 
     sample = sampled_schema(model, schema) or schema
     steps: dict[int, float | None] = {}

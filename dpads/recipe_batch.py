@@ -29,6 +29,7 @@ def batch_sizes(config: Config, dataset_size: int) -> list[int]:
                     config.schema,
                     expected_batch_size=size * config.privacy.rows_per_unit,
                     table_noise=config.training.table_noise,
+                    counted=config.selection.kind != "none",
                 )
             )
         except ConfigError:

@@ -261,8 +261,9 @@ def train_config(
 
 
 def has_begun(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a run's ledger announces anything beside the entries that it was given to begin with."""
-    own = [e for e in ledger.entries if e.kind != "earlier_run" and "carried" not in e.details]
+    """Whether a run's ledger announces a use of its rows beside the entries that it began with."""
+    given = ("earlier_run", "upstream")
+    own = [e for e in ledger.entries if e.kind not in given and "carried" not in e.details]
     return len(own) > len(first)
 
 

@@ -216,9 +216,14 @@ def _check_room(config: Config, plan: Plan) -> None:
     from dpads.resources import check_memory, estimate_memory
 
     rows = plan.mechanism.expected_batch_size * plan.privacy.rows_per_unit
-    noise = config.training.table_noise
     check_memory(
-        estimate_memory(config.model, config.schema, expected_batch_size=rows, table_noise=noise)
+        estimate_memory(
+            config.model,
+            config.schema,
+            expected_batch_size=rows,
+            table_noise=config.training.table_noise,
+            counted=plan.release("selection") is not None,
+        )
     )
 
 

@@ -67,6 +67,18 @@ def test_plan_takes_users_with_all_the_examples_that_they_may_have(
     assert row["step_ms"] > 0
 
 
+def test_plan_takes_the_memory_of_a_selection(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_bench, "PLAN_SECONDS", 0.01)
+    config.write_text(config.read_text() + '\n[selection]\nkind = "noisy_count"\n')
+    (row,) = json.loads(done("plan", "--config", config, "--json"))["rows"]
+    schema = dpads.FeatureSchema.from_toml(config)
+    memory = estimate_memory(dpads.models.Logistic(), schema, expected_batch_size=300, counted=True)
+    assert memory.checkpoint > 0
+    assert row["memory_bytes"] == memory.to_dict()
+
+
 def test_plan_prints_everything_and_then_refuses_what_will_not_fit(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

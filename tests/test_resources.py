@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import save
 
 import dpads
-from dpads import record
+from dpads import private_selection_worker, recipe_batch, record
 from dpads.accounting.ledger import Ledger
+from dpads.config import parse_config
 from dpads.errors import ConfigError
 from dpads.plan import resolve
 from dpads.resources import (
@@ -265,3 +266,32 @@ def test_counting_rows_takes_memory_before_training() -> None:
         for flag in (False, True)
     )
     assert counted.total - plain.total == 17 * 2 * 10**6
+
+
+def test_whoever_asks_before_a_run_counts_the_memory_of_its_selection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = {
+        "data": {"train": "log.parquet"},
+        "schema": {"task": "ctr", "label": "y", "categorical": ["c"], "buckets": 1000},
+        "model": {"name": "logistic"},
+        "privacy": {"epsilon": 3.0, "dataset_size": 400},
+        "training": {"expected_batch_size": 100, "epochs": 1},
+    }
+    plain, selecting = (
+        parse_config({**tables, **more}, base=Path("/"))
+        for more in ({}, {"selection": {"kind": "noisy_count"}})
+    )
+
+    def room(memory: MemoryEstimate) -> None:
+        if memory.checkpoint > 0:
+            raise ConfigError("no room")
+
+    for module in (private_selection_worker, recipe_batch):
+        monkeypatch.setattr(module, "check_memory", room)
+    mechanism = resolve(plain.privacy, expected_batch_size=100, epochs=1).mechanism
+    private_selection_worker.check_room(plain, mechanism, Performance())
+    with pytest.raises(ConfigError, match="no room"):
+        private_selection_worker.check_room(selecting, mechanism, Performance())
+    assert recipe_batch.batch_sizes(plain, 400) == [100, 200, 400]
+    assert recipe_batch.batch_sizes(selecting, 400) == [100]

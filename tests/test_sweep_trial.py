@@ -18,7 +18,7 @@ from small_runs import kinds
 from sweep_cases import TOO_LARGE, announced, sweep_of, tasks_of
 
 import dpads
-from dpads import sweep_trial, training
+from dpads import resources, sweep_trial, training
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
@@ -319,3 +319,28 @@ def test_a_damaged_outcome_is_none(task: TrialTask) -> None:
     known = {"name": "0001", "status": "done"}
     outcome_file(folder).write_text(json.dumps({**known, "later": 1}))
     assert read_outcome(folder) == sweep_trial.TrialOutcome(name="0001", status="done")
+
+
+def test_counting_rows_that_does_not_fit_is_not_charged(
+    train_store: ExampleStore,
+    test_store: ExampleStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What training refuses for the memory of its selection, the check before the charge refuses too."""
+    axes = {"selection.kind": ["noisy_count"]}
+    task = task_of(axes, train_store, test_store, tmp_path)
+    seen: list[bool] = []
+    real = resources.estimate_memory
+
+    def estimate(*arguments: Any, counted: bool = False, **keys: Any) -> Any:
+        seen.append(counted)
+        found = real(*arguments, counted=counted, **keys)
+        return dataclasses.replace(found, checkpoint=2**60) if counted else found
+
+    monkeypatch.setattr(resources, "estimate_memory", estimate)
+    outcome = run_trial(task)
+    assert seen == [True]
+    assert (outcome.status, outcome.began) == ("failed", False)
+    assert "memory" in str(outcome.error)
+    assert not (tmp_path / "ledger.jsonl").exists()

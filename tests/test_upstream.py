@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from private_selections import SCHEMA, carry_out, document, number_drawn, quick
 from private_selections import RATES as CANDIDATES
+from private_selections import SCHEMA, carry_out, document, number_drawn, quick
 from small_recipes import configuration, recipes_here
 from small_runs import SMALL
 
 import dpads
+from dpads import training
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
+from dpads.errors import ConfigError
 from dpads.recipes import recipe
 from dpads.report import build_joint_statement
 from dpads.run_job import declare_upstream
@@ -144,3 +146,15 @@ def test_the_model_of_a_recipe_says_it_too(
     assert [KEPT in text for text in upstream(run.ledger)] == [True]
     assert [by for by, _ in accesses(run.statement())] == ["auto+human", "human"]
     assert dpads.verify(tmp_path / "r" / "model").first_failure is None
+
+
+def test_declarations_alone_begin_no_run(
+    thinned: dpads.ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: object) -> None:
+        raise ConfigError("no room")
+
+    monkeypatch.setattr(training, "check_memory", no_room)
+    with pytest.raises(ConfigError, match="no room"):
+        dpads.train(thinned, statement={"upstream": JOINED}, out=tmp_path / "run", **SMALL)
+    assert not list(tmp_path.iterdir())
