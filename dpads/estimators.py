@@ -26,7 +26,7 @@ from dpads.plan import PrivacySpec
 from dpads.predicting import COLUMN
 from dpads.preparing import prepare
 from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
-from dpads.run import Run, note_evaluation
+from dpads.run import Run
 from dpads.run_training import train
 from dpads.schema import FeatureSchema
 from dpads.training import Performance
@@ -198,7 +198,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc] # scikit-learn ships no t
         """Puts an exact read of labels on the ledger: rows to score may be rows that were trained on."""
         check_is_fitted(self, "run_")
         self.run_.renew_ledger()
-        note_evaluation(self.run_.ledger, "train_and_test")
+        self.run_.announce_evaluation("train_and_test")
 
 
 class DPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc] # scikit-learn ships no types

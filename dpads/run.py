@@ -205,10 +205,18 @@ class Run:
             self.record.train_fingerprint: "train",
         }
         # Rows that this run did not hold out may be rows it was trained on: nothing tells them apart.
-        note_evaluation(self.ledger, known.get(data.fingerprint, "train_and_test"))
+        self.announce_evaluation(known.get(data.fingerprint, "train_and_test"))
+        return evaluate_model(self.model, data)
+
+    def announce_evaluation(self, rows: str) -> None:
+        """Says that rows are about to be read without noise: on the ledger, and in the folder's statement.
+
+        Args:
+            rows: which, in the ledger's words.
+        """
+        note_evaluation(self.ledger, rows)
         if self.path is not None:
             self._write_statement(self.path)
-        return evaluate_model(self.model, data)
 
     @property
     def _test_rows(self) -> str:

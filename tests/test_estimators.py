@@ -271,3 +271,25 @@ def test_wrong_use_is_told(click_log: SyntheticLog, rows: Any, tmp_path: Path) -
         good.fit(table.drop_columns("device"), y)
     assert not hasattr(good, "run_")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["ctr", "count"])
+def test_a_score_renews_the_statement_on_disk(
+    click_log: SyntheticLog, rows: Any, tmp_path: Path, task: str
+) -> None:
+    """The ledger and the statement in the folder say that labels were read without noise."""
+    table, y = rows
+    out = tmp_path / "run"
+    if task == "ctr":
+        model: Any = classifier(click_log.schema, out=out)
+    else:
+        schema = FeatureSchema.from_dict({**click_log.schema.to_dict(), "task": "count"})
+        model = dpads.DPCountRegressor(schema, dpads.models.Logistic(), PRIVACY, **FAST, out=out)
+    model.fit(table, y)
+    before = (out / "statement.md").read_text()
+    model.score(table, y)
+    assert dpads.verify(out).first_failure is None
+    written = dpads.Run.load(out).statement()
+    assert written.data["ledgers"][0]["entries"] == len(model.run_.ledger.entries)
+    assert "rows that may be training rows" in (out / "statement.md").read_text()
+    assert "rows that may be training rows" not in before
