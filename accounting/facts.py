@@ -81,6 +81,12 @@ class HumanFacts:
             ConfigError: An unknown key (the nearest known one is named), a value that is not a
                 text, or an unknown way of tuning.
         """
+        given: object = table
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"Expected statement to be facts by name, got {type(given).__name__}. Pass "
+                'statement={"publisher": "Ads team"}.'
+            )
         texts: dict[str, str] = {}
         for key, value in table.items():
             if key not in ASKED_FOR:

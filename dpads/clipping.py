@@ -342,7 +342,7 @@ def clipped_gradients(
         ([0.707, 0.707, 0.707], [3, 7])
     """
     if backend != "torch":
-        raise ConfigError(f'Unknown backend "{backend}".' + nearest(backend, ["torch"]))
+        raise ConfigError(f'Unknown backend "{backend}".' + nearest(str(backend), ["torch"]))
     check_clip_norm(l2_clip_norm)
     model.check_batch(batch)
     total, norms = clip_batch(model, batch, batch_reads(model, batch), float(l2_clip_norm))

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from dpads._validate import expect_kind
 from dpads.errors import ConfigError, DataError
 from dpads.models.base import Description
 from dpads.optimizers import Adam, Optimizer, Sgd
@@ -140,12 +141,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc] # scikit-learn ships no t
             ("model", Description, "dpads.models.Logistic()"),
             ("privacy", PrivacySpec, "dpads.PrivacySpec(epsilon=3.0)"),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise ConfigError(
-                    f"Expected {name} to be a {kind.__name__}, got {type(value).__name__}. Pass "
-                    f"{name}={example}."
-                )
+            expect_kind(name, getattr(self, name), kind, example)
         schema = cast("FeatureSchema", self.schema)
         wanted = ("count",) if isinstance(self, RegressorMixin) else ("ctr", "cvr")
         if schema.task not in wanted:

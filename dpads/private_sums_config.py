@@ -13,6 +13,10 @@ from dpads.schema import FeatureSchema
 # Of one row's vector the part that counts rows has this share of the label's bound as its largest entry: the
 # label's part is what fits are uncertain of.
 COUNTING = 0.5
+_PRIOR_SHARE = 0.01
+_RECALIBRATION_SHARE = 0.02
+_SELECTION_SHARE = 0.1
+_THRESHOLD = 10.0  # examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,12 @@ class PriorConfig:
 
     kind: Literal["zero", "public", "dp_count"] = "zero"
     rate: float | None = None
-    share: float = 0.01
+    share: float = _PRIOR_SHARE
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, ("zero", "public", "dp_count"))
+        if self.kind != "dp_count":
+            _refuse_idle("share", self.share, _PRIOR_SHARE, 'kind = "dp_count"')
         check_share("share", self.share)
         if (self.rate is None) == (self.kind == "public"):
             raise ConfigError(
@@ -63,7 +69,7 @@ class RecalibrationConfig:
     """
 
     kind: Literal["scale_and_bias", "buckets", "none"] | None = None
-    share: float = 0.02
+    share: float = _RECALIBRATION_SHARE
     largest_count: float = 5.0
     largest_exposure: float = 1.0
     largest_weight: float | None = None
@@ -71,6 +77,8 @@ class RecalibrationConfig:
     def __post_init__(self) -> None:
         if self.kind is not None:
             _check_choice("kind", self.kind, ("scale_and_bias", "buckets", "none"))
+        if self.kind == "none":
+            _refuse_idle("share", self.share, _RECALIBRATION_SHARE, "another kind")
         check_share("share", self.share)
         for name in ("largest_count", "largest_exposure", "largest_weight"):
             value = getattr(self, name)
@@ -118,11 +126,14 @@ class SelectionConfig:
     """
 
     kind: Literal["none", "noisy_count"] = "none"
-    share: float = 0.1
-    threshold: float = 10.0
+    share: float = _SELECTION_SHARE
+    threshold: float = _THRESHOLD
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, ("none", "noisy_count"))
+        if self.kind == "none":
+            _refuse_idle("share", self.share, _SELECTION_SHARE, 'kind = "noisy_count"')
+            _refuse_idle("threshold", self.threshold, _THRESHOLD, 'kind = "noisy_count"')
         check_share("share", self.share)
         if not _is_positive(self.threshold):
             raise ConfigError(
@@ -165,3 +176,11 @@ def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in known:
         raise ConfigError(f"Expected {name} to be one of {', '.join(known)}, got {value!r}.")
+
+
+def _refuse_idle(name: str, value: object, default: float, needed: str) -> None:
+    """Refuses a number that is given where it changes nothing: somebody thinks that it does."""
+    if value != default:
+        raise ConfigError(
+            f"Expected {name} only with {needed}, got {name} = {value!r}. Leave it out."
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpads import record as files
+from dpads._validate import expect_kind
 from dpads.accounting.earlier import given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
@@ -87,7 +88,7 @@ def train(
             guarantee is about; then nothing is carried on.
         prior: where the model's output starts.
         recalibration: the calibration that is fitted to noisy sums after a private training; by default
-            scale and bias, with a hundredth of the budget.
+            scale and bias, with a fiftieth of the budget.
         selection: which rows of the tables are trained.
         statement: facts for the statement that only people know, by name.
         performance: threads and memory; changes neither privacy nor, but for rounding, the result.
@@ -112,11 +113,15 @@ def train(
     if not isinstance(model, Description):
         raise ConfigError(
             f"Expected a model such as dpads.models.Logistic(), got {type(model).__name__}. "
-            'dpads.models.describe({"name": "logistic"}) reads what a [model] table says.'
+            'dpads.models.describe({"name": "logistic"}) reads what a [model] table says; '
+            "dpads.models.from_torch(module, schema) takes a torch module of yours."
         )
     expect_store("store", store)
     if test is not None and not isinstance(test, float):
         expect_store("test", test)
+    expect_kind("performance", performance, Performance, "dpads.Performance(threads=2)")
+    if out is not None:
+        expect_kind("out", out, (str, Path), '"runs/a"')
     if not isinstance(reference, ReferenceConfig):
         wanted, own = (
             reference,

@@ -20,7 +20,10 @@ from dpads.private_sums_config import PriorConfig, RecalibrationConfig, Selectio
 
 MOST_TRIALS: Final = 10_000
 SCALES: Final = ("linear", "log")
-LINKED: Final = ("privacy", "training", "training.table_optimizer", "training.tower_optimizer")
+LINKED: Final = (
+    "privacy", "training", "prior", "recalibration", "selection", "training.table_optimizer",
+    "training.tower_optimizer",
+)  # fmt: skip
 """Axes whose values are tables of keys that are set together."""
 _DIGITS: Final = 4  # of what is drawn between two bounds
 _DRAWS_PER_TRIAL: Final = 200  # before a random draw gives up finding settings that are new
@@ -43,7 +46,7 @@ def known_axes() -> tuple[str, ...]:
     ]
     optimizers = [
         key
-        for table in LINKED[2:]
+        for table in ("training.table_optimizer", "training.tower_optimizer")
         for kind in OPTIMIZERS.values()
         for key in (f"{table}.name", *keys(table, kind))
     ]

@@ -89,7 +89,9 @@ class TrainingSettings:
             check_class_weight(name, getattr(self, name))
         for name in ("init_seed", "noise_seed"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 0):
+            if value is None and name == "noise_seed":
+                continue
+            if not (isinstance(value, int) and value >= 0):
                 raise ConfigError(f"Expected {name} to be an integer >= 0, got {value!r}.")
 
     def to_dict(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Description(ABC):
             MissingDependencyError: the backend's package is not installed.
         """
         if backend != "torch":
-            raise ConfigError(f'Unknown backend "{backend}".' + nearest(backend, ["torch"]))
+            raise ConfigError(f'Unknown backend "{backend}".' + nearest(str(backend), ["torch"]))
         try:
             from dpads.models.torch_tower import build_tower
         except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ from dpads.errors import ConfigError
 from dpads.models.calibration import Calibration, calibration_from_dict
 from dpads.schema import Task
 
+LARGEST_WEIGHT = 1e4  # of a class; the rarest labels of ads are one in ten thousand
 LARGEST_LOGIT = 80.0  # exp of it is a float32, and 1 - p is 0 long before
 
 
@@ -112,10 +113,13 @@ def check_class_weight(name: str, value: Any) -> None:
     """Refuses a factor of a class's losses that is not one.
 
     Raises:
-        ConfigError: it is not a positive number.
+        ConfigError: it is not a positive number, or far from 1.
     """
-    if isinstance(value, bool) or not (isinstance(value, int | float) and 0.0 < value < math.inf):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 1.0 / LARGEST_WEIGHT <= value <= LARGEST_WEIGHT):
         raise ConfigError(
-            f"Expected {name} to be a number > 0, got {value!r}. It multiplies the losses of a class "
-            "before they are clipped; 1 leaves them as they are."
+            f"Expected {name} to be a number from {1.0 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got "
+            f"{value!r}. It multiplies the losses of a class before they are clipped; 1 leaves them as "
+            "they are, and beyond a few hundred every gradient of the class is clipped to the same "
+            "length."
         )

@@ -63,7 +63,7 @@ def test_a_declared_rate_is_no_answer_of_a_person_and_verifies(
     assert KEPT in " ".join(text for _, text in accesses(statement))
     assert any(UNKNOWN in text for _, text in accesses(statement)) == (not said)
     assert ("upstream" in [item["key"] for item in statement.data["missing"]]) == (not said)
-    assert dpads.verify(run.path).first_failure is None
+    assert dpads.verify(tmp_path / "run").first_failure is None
     for name, copy in (("own", statement), ("public", statement.public())):
         (tmp_path / f"{name}.json").write_text(copy.to_json())
         assert dpads.verify(tmp_path / f"{name}.json").first_failure is None
