@@ -241,7 +241,9 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if stage == "collection":
         return "what was done to the log before it was read (not declared)"
     text = str(access["description"]).rstrip(".")
-    if stage == "filtering_or_downsampling" and access["filled_by"] == "human":
+    if stage == "filtering_or_downsampling":
+        if access["filled_by"] == "auto+human":
+            return "which negatives were left out of the log before it was read"
         return f"what was done to the log before: {text}"
     return text
 

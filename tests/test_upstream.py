@@ -63,6 +63,10 @@ def test_a_declared_rate_is_no_answer_of_a_person_and_verifies(
     assert KEPT in " ".join(text for _, text in accesses(statement))
     assert any(UNKNOWN in text for _, text in accesses(statement)) == (not said)
     assert ("upstream" in [item["key"] for item in statement.data["missing"]]) == (not said)
+    headline = statement.headline
+    assert "Not covered: " in headline
+    assert "which negatives were left out of the log before it was read; " in headline
+    assert "0.1" not in headline
     assert dpads.verify(tmp_path / "run").first_failure is None
     for name, copy in (("own", statement), ("public", statement.public())):
         (tmp_path / f"{name}.json").write_text(copy.to_json())
