@@ -59,6 +59,7 @@ class ReleaseStages:
             self.settings.selection.threshold,
             self.keys,
             self.ledger,
+            beside_earlier=self.start is not None,
         )
         # What an earlier run has learnt is not thrown away because its rows are rare today.
         return found if self.start is None else found.with_rows(self.start.rows_in_use(model))

@@ -135,6 +135,8 @@ def noisy_selection(
     threshold: float,
     keys: RunKeys,
     ledger: Ledger,
+    *,
+    beside_earlier: bool = False,
 ) -> Selection:
     """Selects rows of the tables by a noisy count of the units that read them.
 
@@ -145,6 +147,7 @@ def noisy_selection(
         threshold: units that a row must have, by its noisy count; public.
         keys: of the run.
         ledger: gets the entry.
+        beside_earlier: whether the rows that an earlier run trained are trained too, for the entry.
 
     Returns:
         The selection; nothing else is kept of the counts.
@@ -168,6 +171,6 @@ def noisy_selection(
 
     text = (
         f"A noisy count of units for each of {presence.size:,} rows of tables; those of at least "
-        f"{threshold:g} are trained"
+        f"{threshold:g}{', and those that the earlier run trained,' if beside_earlier else ''} are trained"
     )
     return presence.selected(noisy_sum(release, presence.size, keys, ledger, text, read), threshold)

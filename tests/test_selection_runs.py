@@ -265,6 +265,8 @@ def test_rows_that_an_earlier_run_trained_stay(store: ExampleStore, tmp_path: Pa
         name: rows.sum() for name, rows in trained_rows(first).items()
     }
     assert sum(rows.sum() for rows in trained_rows(later).values()) > 5
+    (text,) = (e.description for e in later.ledger.entries if e.kind == "selection")
+    assert "and those that the earlier run trained, are trained" in text
 
 
 def test_a_schema_without_tables_is_refused_before_anything_is_written(tmp_path: Path) -> None:
