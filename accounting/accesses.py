@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpads.accounting.earlier import answers_of
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.ledger import LedgerEntry
@@ -78,6 +79,14 @@ _TUNING: Mapping[str | None, tuple[str, str]] = {
         "Other runs on these rows chose columns, clip constants, buckets or hyperparameters.",
     ),
 }
+_OF_EARLIER: Mapping[str | None, str] = {
+    None: "How columns, clip constants, buckets and hyperparameters were chosen, of this run or of an "
+    "earlier one that it starts from. Nobody declared it, so a look at these rows, or at the earlier "
+    "run's, cannot be ruled out.",
+    "not_accounted": "Other runs on these rows, or on those of an earlier run that this one starts from, "
+    "chose columns, clip constants, buckets or hyperparameters.",
+}
+"""What is said where an earlier run's answer is the weakest."""
 _TRIAL = (
     "Whether the results of other trials chose this one, and how the sweep's columns, clip constants, "
     "buckets and hyperparameters were chosen."
@@ -96,18 +105,23 @@ def accesses_of(runs: JointRuns) -> list[dict[str, Any]]:
 
 
 def tuning_of(runs: JointRuns) -> str | None:
-    """How people say that the configurations were chosen: the weakest answer of any run.
+    """How people say that the configurations were chosen: the weakest answer, earlier runs' included.
 
     In a joint statement "not_accounted" may mean the very runs that it composes: no answer. Nor is
     there one of a trial of a sweep, whichever was said: results of the others may have chosen it.
     """
-    said = {run.human.tuning for run in runs.runs}
+    said = {run.human.tuning for run in runs.runs} | earlier_answers(runs)
     if "not_accounted" in said and not runs.counts_others:
         return "not_accounted"
     if "not_accounted" in said or any(run.is_trial for run in runs.runs):
         return None
     order = (None, "public_data", "none")
     return next(answer for answer in order if answer in said)
+
+
+def earlier_answers(runs: JointRuns) -> set[str | None]:
+    """How people say that configurations of earlier runs were chosen, which these start from."""
+    return {answer for run in runs.runs for answer in answers_of(run.ledger)}
 
 
 def _from_ledgers(runs: JointRuns) -> list[dict[str, Any]]:
@@ -222,6 +236,8 @@ def _start(runs: JointRuns) -> dict[str, Any]:
     text = " ".join([*(row[0] for row in known), *_output_starts(runs)])
     if any(run.public_rate for run in runs.runs) and treatment == "data_independent":
         treatment, filled_by, check_id = "declared_public", "human", "initialisation.rate_is_public"
+    elif _counts(runs) and treatment in ("data_independent", "public_data_only"):
+        treatment = "covered_by_accounting"  # the count that the output starts at is in the event
     return _row("class_prior_or_bias_init", text, treatment, filled_by, check_id)
 
 
@@ -230,9 +246,14 @@ def _output_starts(runs: JointRuns) -> list[str]:
     words = []
     if any(run.public_rate for run in runs.runs):
         words.append("The output starts at a rate that is called public.")
-    if any(release.kind == "dp_count" for run in runs.runs for release in run.releases):
+    if _counts(runs):
         words.append("The output starts at the noisy count that is listed here.")
     return words
+
+
+def _counts(runs: JointRuns) -> bool:
+    """Whether the output of a run starts at a noisy count."""
+    return any(release.kind == "dp_count" for run in runs.runs for release in run.releases)
 
 
 def _treatments_of_start(run: StatementInputs) -> set[str | None]:
@@ -248,6 +269,8 @@ def _by_people(runs: JointRuns) -> list[dict[str, Any]]:
         text = _JOINT_TUNING
     elif said is None and runs.first.is_trial:
         text = _TRIAL
+    elif said in _OF_EARLIER and said in earlier_answers(runs):
+        text = _OF_EARLIER[said]
     elif said == "none" and runs.compared:
         text = text.removesuffix(".") + f"{_BUT_THESE}."
     rows = [_row("hyperparameter_tuning", text, treatment, "human", "tuning.declared")]

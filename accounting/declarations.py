@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.earlier import resting_on
+from dpads.accounting.events import composed
 from dpads.accounting.evidence import Evidence
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.relation import Relation
@@ -15,6 +16,7 @@ def declaration_checks(inputs: StatementInputs) -> list[Check]:
         *_public_numbers(inputs),
         *_fitted(inputs),
         *_start(inputs),
+        *_carried(inputs),
         *_ledger(inputs),
         *_kept_inside(inputs),
     ]
@@ -171,6 +173,25 @@ def _start(inputs: StatementInputs) -> list[Check]:
     return checks
 
 
+def _carried(inputs: StatementInputs) -> list[Check]:
+    """The plan and the ledger agree on what earlier runs have spent."""
+    covered = [e.dp_event for e in inputs.entries("earlier_run") if e.dp_event is not None]
+    if inputs.carried is None and not covered:
+        return []
+    agree = composed(covered) == composed([] if inputs.carried is None else [inputs.carried])
+    return [
+        Check(
+            id="initialisation.earlier_accounted",
+            assumption="What the ledger carries on of earlier runs is what the plan was made with.",
+            basis=Basis.ENFORCED,
+            result=Result.HOLDS if agree else Result.VIOLATED,
+            note=None
+            if agree
+            else "The ledger does not hold the event of earlier runs that the plan was made with.",
+        )
+    ]
+
+
 def _exact(inputs: StatementInputs, kind: str) -> bool:
     """Whether the ledger holds an access of this kind to training rows that adds no noise."""
     return any(
@@ -240,8 +261,10 @@ def _kept_inside(inputs: StatementInputs) -> list[Check]:
             _by_people(
                 inputs,
                 "evaluation.test_rows_apart",
-                "The rows that the configuration calls test rows are no training rows.",
-                "data.test names a log or a store of its own; code cannot know what is in both.",
+                "The rows that the configuration calls test rows are no training rows, neither of this "
+                "run nor of one that it starts from.",
+                "These rows and training rows are from logs or stores of their own; code cannot know what "
+                "is in both.",
             )
         )
     if compared - {"test", "declared_test"}:

@@ -9,7 +9,7 @@ from dpads.accounting.accesses import accesses_of
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
 from dpads.accounting.schemes import FixedOrderScheme
-from dpads.accounting.wording import log_words, rows_words
+from dpads.accounting.wording import row_words, rows_words, user_rows_words
 
 PROTECTED = (
     "every noisy gradient, every checkpoint whose rows were brought up to date, and the final model"
@@ -156,14 +156,15 @@ def _calibrated(runs: JointRuns) -> str:
 
 def _unit(runs: JointRuns) -> str:
     """What one unit is in the log, and in the world where people say so."""
-    split = any(entry.rows == "test" for run in runs.runs for entry in run.ledger)
+    logs = {
+        "split": any(entry.rows == "test" for run in runs.runs for entry in run.ledger),
+        "earlier": any(item.entry.kind == "earlier_run" for item in runs.entries),
+        "joint": runs.is_joint,
+    }
     if runs.unit == "user":
-        cap = runs.cap or 1
-        meaning = (
-            f"one user: at most {rows_words(cap)} of {log_words(split, cap)}, with one identifier"
-        )
+        meaning = f"one user: {user_rows_words(runs.cap or 1, **logs)}, with one identifier"
     else:
-        meaning = f"one example: one row of {log_words(split, 1)}, features and label"
+        meaning = f"one example: {row_words(**logs)}, features and label"
         if runs.cap is not None:
             meaning += f", among the at most {rows_words(runs.cap)} that are kept of each user"
     people = runs.said("unit_definition")

@@ -8,12 +8,18 @@ the later run was not planned after a look at the earlier one: that is for peopl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.events import EventTree, composed, counted_leaves, self_composed
 from dpads.accounting.ledger import LedgerEntry
+
+WITH_MODULE = "Parameters and constants came with a torch module"
+"""What the entry of a user's own module says, which is no earlier run."""
+
+NOT_DECLARED = "not_declared"
+"""The answer of an earlier run of which nobody said how its configuration was chosen."""
 
 LOOKS = ("evaluation", "reference", "trial")
 """The kinds of uncovered entries that go on with a model: looks at private rows without noise."""
@@ -33,7 +39,12 @@ def carried_event(ledger: Sequence[LedgerEntry]) -> EventTree:
 
 
 def earlier_entries(
-    ledger: Sequence[LedgerEntry], head: str, rests_on: Sequence[str]
+    ledger: Sequence[LedgerEntry],
+    head: str,
+    rests_on: Sequence[str],
+    *,
+    parameters: str,
+    tuning: str | None,
 ) -> list[dict[str, Any]]:
     """The first entries of a run that starts from another's final parameters.
 
@@ -41,11 +52,13 @@ def earlier_entries(
         ledger: The other's, oldest entry first.
         head: Its digest.
         rests_on: The assumptions that the other's guarantee rests on, those of runs before it included.
+        parameters: Digest of the file of the other's parameters.
+        tuning: How people say that the other's configuration was chosen, and those before it.
 
     Returns:
         Fields of entries: the event of everything that is covered, then the looks that are not, as they
-        stand there. What the other calls its test rows may be among this run's training rows, so that
-        they become rows that somebody calls test rows.
+        stand there. What the other calls its test rows may be among this run's training rows: whoever
+        knows these has to say so.
     """
     event = carried_event(ledger)
     declared = [entry.description for entry in ledger if entry.kind == "upstream"]
@@ -54,7 +67,13 @@ def earlier_entries(
     )
     if declared:
         text += f"; what was done to its log before: {'; '.join(dict.fromkeys(declared))}"
-    earlier = {"head": head, "entries": len(ledger), "rests_on": list(rests_on)}
+    earlier = {
+        "head": head,
+        "entries": len(ledger),
+        "parameters": parameters,
+        "rests_on": list(rests_on),
+        "tuning": tuning or NOT_DECLARED,
+    }
     first = {
         "kind": "earlier_run",
         "description": text,
@@ -66,14 +85,22 @@ def earlier_entries(
     return [first, *(_carried(entry) for entry in ledger if entry.kind in LOOKS)]
 
 
-def given_entry(description: str) -> dict[str, Any]:
+def given_entry(description: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The entry of parameters that people vouch for: they hold nothing of private rows."""
     return {
         "kind": "earlier_run",
         "description": description,
         "rows": "none",
         "treatment": "public_data_only",
+        "details": dict(details or {}),
     }
+
+
+def answers_of(entries: Sequence[LedgerEntry]) -> set[str | None]:
+    """How people say that configurations of covered earlier runs were chosen; None: nobody said."""
+    covered = [e for e in entries if e.kind == "earlier_run" and e.dp_event is not None]
+    said = {e.details.get("earlier", {}).get("tuning") for e in covered}
+    return {None if answer == NOT_DECLARED else answer for answer in said}
 
 
 def resting_on(entries: Sequence[LedgerEntry]) -> list[str]:
@@ -94,7 +121,7 @@ def _carried(entry: LedgerEntry) -> dict[str, Any]:
     return {
         "kind": entry.kind,
         "description": text,
-        "rows": "declared_test" if entry.rows == "test" else entry.rows,
+        "rows": entry.rows,
         "treatment": entry.treatment,
         "details": {**entry.details, "carried": True},
     }

@@ -196,6 +196,11 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "accounting/earlier.py::carried_event"),
         (_TEST, _PLANTED),
     ),
+    "initialisation.earlier_accounted": (
+        (_CODE, "accounting/earlier.py::carried_event"),
+        (_CODE, "dpads/plan.py::Plan"),
+        (_TEST, "tests/test_warm_start.py::test_the_figures_compose_both_runs"),
+    ),
     "weights.before_clipping": (
         (_CODE, "dpads/clipping.py::clip_batch"),
         (_TEST, "tests/test_clipping.py::test_each_unit_adds_at_most_the_clip_norm"),

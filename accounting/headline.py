@@ -7,15 +7,16 @@ from typing import Any
 
 from dpads.accounting.accountant import default_delta
 from dpads.accounting.checks import Basis, Result
+from dpads.accounting.earlier import NOT_DECLARED
 from dpads.accounting.releases import WORDS
 from dpads.accounting.wording import (
     RELATION_WORDS,
     TIER_WORDS,
     listed,
-    log_words,
     number,
     rounded_up,
-    rows_words,
+    row_words,
+    user_rows_words,
 )
 
 __all__ = ["RELATION_WORDS", "TIER_WORDS", "headline_of", "not_covered", "number"]
@@ -174,14 +175,18 @@ def _unit(data: Mapping[str, Any]) -> str:
     unit = data["definition"]["unit_of_privacy"]
     most = unit["contribution_bound"]["max_examples_per_user"]
     if unit["kind"] == "user":
-        return f"one user (at most {rows_words(most)} of {log_words(_is_split(data), most)})"
+        return f"one user ({user_rows_words(most, **_logs(data))})"
     kept = "" if most is None else f", of the at most {most} that are kept of each user"
-    return f"one example (one row of {log_words(_is_split(data), 1)}{kept})"
+    return f"one example ({row_words(**_logs(data))}{kept})"
 
 
-def _is_split(data: Mapping[str, Any]) -> bool:
-    """Whether rows of the training log were split off to test."""
-    return any(a.get("rows") == "test" for a in data["definition"]["data_accesses"])
+def _logs(data: Mapping[str, Any]) -> dict[str, bool]:
+    """Which logs the rows are of, as `wording.row_words` takes it."""
+    return {
+        "split": any(a.get("rows") == "test" for a in data["definition"]["data_accesses"]),
+        "earlier": bool(_earlier(data)),
+        "joint": len(data["ledgers"]) > 1,
+    }
 
 
 def _for_users(data: Mapping[str, Any]) -> str:
@@ -194,7 +199,7 @@ def _for_users(data: Mapping[str, Any]) -> str:
     subject = "they are jointly" if len(data["ledgers"]) > 1 else "it is"
     size = stated["group_size"]
     return (
-        f"For one user (at most {rows_words(size)} of {log_words(_is_split(data), size)}) {subject} "
+        f"For one user ({user_rows_words(size, **_logs(data))}) {subject} "
         f"({value['epsilon']:.2f}, {number(value['delta'])})-differentially private, by group privacy."
     )
 
@@ -235,8 +240,14 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         }.get(str(rows), "exact metrics on rows that may be training rows")
     if access.get("check_id") == "tuning.declared":
         if data["accounting"]["tuning"]["method"] == "not_accounted":
+            if _is_of_earlier(data, "not_accounted"):
+                return (
+                    "the other runs that chose the configuration, of this run or of an earlier one"
+                )
             return "the other runs on these rows that chose the configuration"
         others = " beyond these runs" if len(data["ledgers"]) > 1 or _beside(data) else ""
+        if len(data["ledgers"]) == 1 and _is_of_earlier(data, NOT_DECLARED):
+            others = ", of this run or of an earlier one"
         return f"how the configuration was chosen{others} (not declared)"
     if stage == "collection":
         return "what was done to the log before it was read (not declared)"
@@ -246,6 +257,12 @@ def _briefly(access: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             return "which negatives were left out of the log before it was read"
         return f"what was done to the log before: {text}"
     return text
+
+
+def _is_of_earlier(data: Mapping[str, Any], answer: str) -> bool:
+    """Whether an earlier run's answer to how its configuration was chosen is this one."""
+    entries = data["accounting"]["entries"]
+    return any(item.get("earlier", {}).get("tuning") == answer for item in entries)
 
 
 def _further_trials(trials: int, *, joint: bool) -> str:

@@ -150,6 +150,11 @@ class StatementInputs:
         return self.class_weighted or self.schema.get("weight") is not None
 
     @property
+    def carried(self) -> events.EventTree | None:
+        """What the plan counts of earlier runs; None where there are none."""
+        return self.plan.get("carried")
+
+    @property
     def planned_event(self) -> events.EventTree | None:
         """The event of the plan's numbers; None where no scheme has them.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dpads.accounting.accesses import tuning_of
+from dpads.accounting.accesses import earlier_answers, tuning_of
 from dpads.accounting.assumptions import mechanism_checks
 from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.declarations import declaration_checks, person
@@ -110,10 +110,15 @@ def _same_rows(runs: JointRuns) -> list[Check]:
 def _tuning(runs: JointRuns) -> Check:
     """Nothing outside the figure chose the configuration."""
     said = tuning_of(runs)
+    what = "the configuration"
+    if said in earlier_answers(runs):
+        what += ", this run's or an earlier one's," if not runs.is_joint else ", or an earlier one,"
     results = {None: Result.UNKNOWN, "not_accounted": Result.VIOLATED}
     others = "but those of this statement " if runs.counts_others else ""
     whose = "these runs'" if runs.counts_others else "this run's"
-    facts = sorted({f"statement.tuning = {run.human.tuning}" for run in runs.runs})
+    own = {f"statement.tuning = {run.human.tuning}" for run in runs.runs if run.human.tuning}
+    earlier = {f"statement.tuning of an earlier run = {a}" for a in earlier_answers(runs) if a}
+    facts = sorted(own) + sorted(earlier)
     bases = [person(run) for run in runs.runs]
     return Check(
         id="tuning.declared",
@@ -123,7 +128,7 @@ def _tuning(runs: JointRuns) -> Check:
         result=results.get(said, Result.HOLDS),
         load_bearing=False,
         asserted_by=None if said is None else runs.said("asserted_by"),
-        note=f"The guarantee is {whose} alone; how the configuration was chosen is outside it."
+        note=f"The guarantee is {whose} alone; how {what} was chosen is outside it."
         if said in results
         else None,
         evidence=() if said is None else [Evidence("config_hash", fact) for fact in facts],

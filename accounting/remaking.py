@@ -68,6 +68,7 @@ _OF_SOME_RUNS = frozenset(
         "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
         "tuning.runs_counted", "initialisation.from_earlier_run", "initialisation.vouched_for",
         "initialisation.earlier_assumptions", "initialisation.rate_is_public",
+        "initialisation.earlier_accounted",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -77,6 +78,7 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "features.nothing_fitted": frozenset({str(Basis.ENFORCED)}),
     "initialisation.data_independent": frozenset({str(Basis.ENFORCED)}),
     "initialisation.from_earlier_run": _PEOPLE,
+    "initialisation.earlier_accounted": frozenset({str(Basis.ENFORCED)}),
     "initialisation.vouched_for": _PEOPLE,
     "initialisation.rate_is_public": _PEOPLE,
     "initialisation.earlier_assumptions": _PEOPLE,

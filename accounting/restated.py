@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpads.accounting.events import SENSITIVITY_SLACK
+from dpads.accounting.earlier import NOT_DECLARED
+from dpads.accounting.events import SENSITIVITY_SLACK, composed
 from dpads.accounting.facts import TUNING, HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.joint import JointRuns
@@ -25,6 +26,7 @@ LARGEST_LEDGER = 100_000
 LARGEST_CAP = 100_000
 """Rows of one user beyond which no group is recomputed."""
 
+_WEAK = (NOT_DECLARED, "not_accounted")
 _SUBJECT = ("model_version", "intended_use", "publisher", "contact", "region")
 
 
@@ -106,7 +108,7 @@ def _inputs(
     tasks = {stated: task for task, stated in TASKS.items()}
     audits = data["audit"] if place == 0 else ()
     return StatementInputs(
-        plan=_plan(data, mechanism),
+        plan=_plan(data, mechanism, ledger),
         ledger=tuple(ledger),
         ledger_head=data["ledgers"][place]["head"],
         artifacts={item["path"]: item["sha256"] for item in subject["artifacts"]},
@@ -131,7 +133,9 @@ def _inputs(
     )
 
 
-def _plan(data: Mapping[str, Any], mechanism: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(
+    data: Mapping[str, Any], mechanism: Mapping[str, Any], ledger: Sequence[LedgerEntry]
+) -> dict[str, Any]:
     """The plan, as far as statements follow from it."""
     definition = data["definition"]
     adjacency, unit = definition["adjacency"], definition["unit_of_privacy"]
@@ -146,6 +150,7 @@ def _plan(data: Mapping[str, Any], mechanism: Mapping[str, Any]) -> dict[str, An
         "max_examples_per_unit": cap,
         "dataset_size": size if adjacency["dataset_size_status"] == "public" else None,
     }
+    earlier = [e.dp_event for e in ledger if e.kind == "earlier_run" and e.dp_event is not None]
     return {
         "privacy": {key: value for key, value in privacy.items() if value is not None},
         "mechanism": mechanism_numbers(mechanism),
@@ -155,6 +160,7 @@ def _plan(data: Mapping[str, Any], mechanism: Mapping[str, Any]) -> dict[str, An
         "dataset_size_status": adjacency["dataset_size_status"],
         "sensitivity_slack": SENSITIVITY_SLACK,
         **({"releases": mechanism["releases"]} if "releases" in mechanism else {}),
+        **({"carried": composed(earlier)} if earlier else {}),
     }
 
 
@@ -222,13 +228,16 @@ def _tuning(data: Mapping[str, Any], place: int, missing: set[str]) -> str | Non
         if evidence["ref"].startswith("statement.tuning = ")
     ]
     if not said and "tuning" not in missing:
-        # One answer that counts as none of several runs, and another of a trial of a sweep.
+        # One answer that counts as none of several runs, and another of a trial of a sweep, or beside
+        # an earlier run's weaker answer.
         accesses = data["definition"]["data_accesses"]
         others = any(
             access.get("trials", 1) > 1 and access["treatment"] != "public_data_only"
             for access in accesses
         )
-        return "none" if others else "not_accounted"
+        earlier = (item.get("earlier", {}) for item in data["accounting"]["entries"])
+        weaker = any(known.get("tuning") in _WEAK for known in earlier)
+        return "none" if others or weaker else "not_accounted"
     if not said:
         return None
     answer = said[min(place, len(said) - 1)]

@@ -77,6 +77,37 @@ def log_words(split: bool, count: int = 2) -> str:
     return f"{log} that {'was' if count == 1 else 'were'} not split off to test" if split else log
 
 
+def row_words(*, split: bool, earlier: bool, joint: bool) -> str:
+    """One row that a guarantee for rows is about.
+
+    Args:
+        split: Whether rows of the log were split off to test.
+        earlier: Whether what earlier runs have spent is counted, which may have had other logs.
+        joint: Whether there are several runs.
+
+    Examples:
+        >>> row_words(split=True, earlier=True, joint=False)
+        'one row that this run or an earlier one trained on'
+    """
+    if not earlier:
+        return f"one row of {log_words(split, 1)}"
+    return (
+        f"one row that {'one of these runs' if joint else 'this run'} or an earlier one trained on"
+    )
+
+
+def user_rows_words(most: int, *, split: bool, earlier: bool, joint: bool) -> str:
+    """The rows that one user has at most; the other arguments are those of `row_words`.
+
+    Examples:
+        >>> user_rows_words(3, split=False, earlier=True, joint=False)
+        'at most 3 rows in each run, this one and the earlier ones'
+    """
+    if not earlier:
+        return f"at most {rows_words(most)} of {log_words(split, most)}"
+    return f"at most {rows_words(most)} in each run, {'these' if joint else 'this one'} and the earlier ones"
+
+
 def listed(words: Sequence[str]) -> str:
     """Words as a list in a sentence.
 

@@ -72,7 +72,8 @@ class RunRecord:
         performance: threads and memory.
         model: the model's description.
         schema: the columns.
-        train_fingerprint: keyed hash of the training store; only the key's holder can check it.
+        train_fingerprint: keyed hash of the training rows; only the key's holder can check it.
+        train_store: likewise of the whole store that they are a part of; None where nobody kept it.
         test_fingerprint: likewise of the test rows, if the run held them out; else None.
         executed: iterations that ran.
         replayed: iterations that were run again, to the bit, after an interruption. None of a run that
@@ -98,6 +99,7 @@ class RunRecord:
     artifacts: Mapping[str, str]
     statement: Mapping[str, str]
     versions: Mapping[str, str]
+    train_store: str | None = None
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +114,8 @@ class RunRecord:
             RunError: a key is missing or unknown, or another format wrote it.
         """
         check_format(RUN, data)
-        if set(data) != {item.name for item in dataclasses.fields(cls)}:
+        names = {item.name for item in dataclasses.fields(cls)}
+        if not names - {"train_store"} <= set(data) <= names:
             raise RunError(f"{RUN}: damaged: keys are missing or unknown. Restore it from a copy.")
         return cls(**data)
 

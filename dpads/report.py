@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dpads.accounting.accesses import tuning_of
 from dpads.accounting.checks import Check, ClaimLevel, claim_level
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.joint import JointRuns
@@ -51,6 +52,11 @@ def checks_of_run(plan: Plan, record: RunRecord, ledger: Ledger) -> tuple[ClaimL
     """How much is claimed for one run, and what that stands on, without its figures for users."""
     checks = checks_of(JointRuns((_inputs(plan, record, ledger, record.created_at, None),)))
     return claim_level(checks), checks
+
+
+def tuning_of_run(plan: Plan, record: RunRecord, ledger: Ledger) -> str | None:
+    """How people say that the configuration of a run was chosen, or of those that it starts from."""
+    return tuning_of(JointRuns((_inputs(plan, record, ledger, record.created_at, None),)))
 
 
 def build_joint_statement(

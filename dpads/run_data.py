@@ -21,6 +21,7 @@ from dpads.preparing import prepare
 from dpads.private_sums_config import wanted_releases
 from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
+from dpads.start_rows import EarlierRows
 from dpads.store import ExampleStore
 
 
@@ -63,7 +64,8 @@ class RunRows:
         train: the rows to train on, capped.
         test: the rows for metrics.
         test_rows: what the ledger calls them: "test" where this library split them off, "declared_test"
-            where the configuration says so, "train_and_test" where they may be training rows.
+            where the configuration says so, "train_and_test" where they may be training rows, those of
+            earlier runs included.
         plan: the mechanism.
     """
 
@@ -80,6 +82,7 @@ def open_run_rows(
     folder: Path,
     on_prepare: Callable[[int], None] | None,
     carried: EventTree | None = None,
+    earlier: EarlierRows | None = None,
 ) -> RunRows:
     """Opens or prepares what is not open yet; a plan that needs no count is resolved before.
 
@@ -90,6 +93,7 @@ def open_run_rows(
         folder: where stores of logs go.
         on_prepare: called with the number of examples prepared so far.
         carried: what earlier runs have spent whose parameters this one starts from.
+        earlier: the rows that those runs trained on.
     """
     schema = config.schema
     if config.privacy.dataset_size is not None:
@@ -112,6 +116,8 @@ def open_run_rows(
     cap = config.privacy.max_examples_per_unit
     if cap is not None:
         rows = rows.capped(cap, seed=config.split_seed)
+    if test is not None and earlier is not None:
+        test_rows = earlier.test_rows(test_rows, rows, test, config.data)
     units = rows.num_units(config.privacy.unit)
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units, carried)
     return RunRows(rows, test, test_rows, plan)

@@ -88,6 +88,7 @@ def record_of(
         model=config.model.to_dict(),
         schema=config.schema.to_dict(),
         train_fingerprint=rows.train.fingerprint,
+        train_store=rows.train.whole_fingerprint,
         test_fingerprint=rows.test.fingerprint if rows.test is not None and held_out else None,
         executed=executed,
         replayed=replayed,

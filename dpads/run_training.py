@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dpads import record as files
 from dpads._validate import expect_kind
-from dpads.accounting.earlier import given_entry
+from dpads.accounting.earlier import WITH_MODULE, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
@@ -224,7 +224,7 @@ def train_config(
             start = open_start(config)
             rows = _open_rows(config, store, test, Path(name), on_prepare, start)
             ledger = Ledger()
-            _begin(ledger, [*_starting(config, start), *first])
+            _begin(ledger, [*_starting(config, start, rows), *first])
             if on_plan is not None:
                 on_plan(rows.plan)
             return Job(
@@ -250,7 +250,7 @@ def train_config(
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
         rows = _open_rows(config, store, test, prepared, on_prepare, start)
-        _begin(ledger, [*_starting(config, start), *first])
+        _begin(ledger, [*_starting(config, start, rows), *first])
         if on_plan is not None:
             on_plan(rows.plan)
         run = Job(
@@ -278,11 +278,11 @@ def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> None:
         ledger.append(**fields)
 
 
-def _starting(config: Config, start: Start | None) -> list[Mapping[str, Any]]:
+def _starting(config: Config, start: Start | None, rows: RunRows) -> list[Mapping[str, Any]]:
     """The entries of what training starts from, where that is not made by init_seed."""
-    entries = [] if start is None else list(start.entries)
+    entries = [] if start is None else start.entries_beside(rows.train, config.data)
     if isinstance(config.model, TorchModule):
-        entries.append(given_entry("Parameters and constants came with a torch module"))
+        entries.append(given_entry(WITH_MODULE))
     return entries
 
 
@@ -296,9 +296,11 @@ def _open_rows(
 ) -> RunRows:
     """The rows of a run, with a plan whose guarantee goes with that of what it starts from."""
     carried = None if start is None else start.carried
-    rows = open_run_rows(config, store, test, folder, on_prepare, carried)
+    earlier = None if start is None or start.is_public else start.rows
+    rows = open_run_rows(config, store, test, folder, on_prepare, carried, earlier)
     if start is not None:
         start.check_plan(rows.plan)
+        start.check_rows(rows.train, config.data)
     return rows
 
 

@@ -82,6 +82,11 @@ class ExampleStore:
         return cls(mapped, None, mapped.fingerprint)
 
     @property
+    def whole_fingerprint(self) -> str:
+        """The fingerprint of the store that this is a part of, or all of."""
+        return self._mapped.fingerprint
+
+    @property
     def num_examples(self) -> int:
         """Number of examples."""
         return self._mapped.num_rows if self._index is None else len(self._index)

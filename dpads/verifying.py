@@ -8,11 +8,13 @@ checked, the statement is made again from run.json and ledger.jsonl, and the pag
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpads import record as files
+from dpads.accounting.earlier import WITH_MODULE
 from dpads.accounting.findings import Finding, Verification
 from dpads.accounting.foreign import LARGEST_TEXT, first_difference, parse_json
 from dpads.accounting.ledger import Ledger
@@ -50,6 +52,7 @@ def verify(path: str | Path, *, on_progress: Callable[[str], None] | None = None
     Guarantees:
         - A number that was altered in a statement does not hold, and its item is named.
         - A line that was altered in a ledger, moved, cut off or taken out does not hold.
+        - A ledger and a plan that disagree on earlier runs, or a configuration with them, do not hold.
         - A model's file that is not the one that was trained does not hold.
 
     Examples:
@@ -85,6 +88,7 @@ def _of_run(folder: Path, watch: Callable[[str], None]) -> Iterator[Finding]:
         plan = Plan.from_dict(record.plan)
         if ledger is not None:
             yield _ran(record, plan, ledger)
+            yield from _started(folder, ledger)
         yield from _artifacts(folder, record)
     except _UNREADABLE as error:
         yield Finding(files.RUN, False, f"no record of a run: {_reason(error, folder)}")
@@ -128,6 +132,38 @@ def _ran(record: RunRecord, plan: Plan, ledger: Ledger) -> Finding:
                 f"{different.stated} is stated, {different.expected} on the ledger",
             )
     return Finding(f"{files.RUN}/executed", True, f"{record.executed} of {planned} announced")
+
+
+def _started(folder: Path, ledger: Ledger) -> Iterator[Finding]:
+    """What training started from is the same in the configuration and on the ledger."""
+    path = folder / files.CONFIG
+    try:
+        training = tomllib.loads(_read(path).decode()).get("training", {})
+    except (OSError, ValueError):
+        yield Finding(
+            files.CONFIG, False, "missing or damaged: it says what training started from."
+        )
+        return
+    noted = [
+        entry.treatment == "public_data_only"
+        for entry in ledger.entries
+        if entry.kind == "earlier_run" and entry.description != WITH_MODULE
+    ]
+    starts = training.get("start_from") is not None
+    wanted = [training.get("start_from_public", False)] if starts else []
+    if noted == wanted:
+        if starts:
+            yield Finding(
+                files.CONFIG, True, "it starts from what the ledger has as an earlier run"
+            )
+        return
+    what = "an" if starts else "no"
+    called = " on public rows" if wanted == [True] else ""
+    yield Finding(
+        files.CONFIG,
+        False,
+        f"it starts from {what} earlier run{called}, and {files.LEDGER} says otherwise.",
+    )
 
 
 def _artifacts(folder: Path, record: RunRecord) -> Iterator[Finding]:

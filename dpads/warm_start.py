@@ -20,13 +20,15 @@ from dpads.accounting.checks import Basis, Check, ClaimLevel, Result
 from dpads.accounting.earlier import carried_event, earlier_entries, given_entry, resting_on
 from dpads.accounting.events import EventTree
 from dpads.accounting.ledger import Ledger, LedgerEntry
-from dpads.config import Config
-from dpads.errors import ConfigError
+from dpads.config import Config, DataConfig, load_config
+from dpads.errors import ConfigError, VerificationError
 from dpads.models import TorchModule, describe
 from dpads.models.output import Output
 from dpads.plan import Plan
 from dpads.record import RunRecord
-from dpads.report import checks_of_run
+from dpads.report import checks_of_run, tuning_of_run
+from dpads.start_rows import DETAIL, EarlierRows
+from dpads.store import ExampleStore
 from dpads.tensor_files import map_tensors
 from dpads.training_start import StartModel
 
@@ -41,9 +43,10 @@ class Start:
 
     Attributes:
         model: the parameters.
-        entries: fields of the first entries of the run's ledger.
+        entries: fields of the first entries of the run's ledger, before its rows are known.
         plan: of the earlier run; None where people vouch for the parameters.
         carried: what the earlier runs have spent; None where nothing is carried on.
+        rows: which rows the earlier runs trained on.
         path: the earlier run's folder.
     """
 
@@ -51,7 +54,48 @@ class Start:
     entries: tuple[Mapping[str, Any], ...]
     plan: Plan | None
     carried: EventTree | None
+    rows: EarlierRows
     path: Path
+
+    @property
+    def is_public(self) -> bool:
+        """Whether people vouch that the parameters hold nothing of anybody's data."""
+        return self.plan is None
+
+    def entries_beside(self, train: ExampleStore, data: DataConfig) -> list[Mapping[str, Any]]:
+        """The first entries of the ledger of a run on some rows.
+
+        Args:
+            train: the rows, capped.
+            data: where they come from.
+        """
+        first, *looks = self.entries
+        details = {**first["details"], DETAIL: self.rows.to_list()}
+        return [
+            {**first, "details": details},
+            *({**e, "rows": self.rows.looked_at(e["rows"], train, data)} for e in looks),
+        ]
+
+    def check_rows(self, train: ExampleStore, data: DataConfig) -> None:
+        """Refuses rows of an earlier run as public where this run trains on them privately.
+
+        Args:
+            train: the rows, capped.
+            data: where they come from.
+
+        Raises:
+            ConfigError: both are of one store, or of one log.
+        """
+        if not self.is_public:
+            return
+        shared = self.rows.shares(train, data)
+        if shared is not None:
+            raise ConfigError(
+                f"[training] start_from_public: expected rows that are nobody's data, but {self.path} was "
+                f"trained on rows of the same {shared} as this run's training rows. Leave start_from_public "
+                "out, so that the earlier run is accounted for; rows that are public keep in a log and a "
+                "store of their own."
+            )
 
     def check_plan(self, plan: Plan) -> None:
         """Refuses a plan whose guarantee says nothing together with the earlier run's.
@@ -87,7 +131,7 @@ def open_start(config: Config, begun: Ledger | None = None) -> Start | None:
         ConfigError: there is no whole run in that folder, or its model, schema, unit or cap is another
             one; or nothing bounds what its parameters tell.
         RunError: a file of it is missing, damaged or of another version.
-        VerificationError: its ledger was altered.
+        VerificationError: its ledger or its statement was altered, or its ledger cut off.
     """
     if config.training.start_from is None:
         return None
@@ -109,16 +153,20 @@ def open_start(config: Config, begun: Ledger | None = None) -> Start | None:
     digest = _check_files(record, path)
     output = Output.from_dict(facts["output"])
     model = StartModel(map_tensors(path / files.PARAMETERS), output.offset, digest)
-    if config.training.start_from_public:
-        entry = given_entry(
-            "Training starts from the parameters of an earlier run on rows that are called public"
-        )
-        return Start(model, (entry,), None, None, path)
     ledger = Ledger.load(path / files.LEDGER)
-    plan = Plan.from_dict(record.plan)
-    _check_promise(config, plan, path)
+    _check_whole(ledger, path)
     # What somebody looked at since this run began changed nothing of it.
     entries = ledger.entries[: _entries_at_start(begun)]
+    rows = EarlierRows.of_run(record, entries, load_config(path / files.CONFIG).data)
+    if config.training.start_from_public:
+        known = {"head": ledger.head, "entries": len(ledger.entries), "parameters": digest}
+        entry = given_entry(
+            "Training starts from the parameters of an earlier run on rows that are called public",
+            {"earlier": known},
+        )
+        return Start(model, (entry,), None, None, rows, path)
+    plan = Plan.from_dict(record.plan)
+    _check_promise(config, plan, path)
     covered = carried_event(entries)
     if begun is not None and _first(begun) not in (None, covered):
         raise ConfigError(
@@ -133,11 +181,17 @@ def open_start(config: Config, begun: Ledger | None = None) -> Start | None:
             "parameters tell of its rows. Start from a run with a guarantee; or, if its rows are public, "
             "set start_from_public = true."
         )
-    fields = earlier_entries(entries, ledger.head, _resting(checks, entries))
+    fields = earlier_entries(
+        entries,
+        ledger.head,
+        _resting(checks, entries),
+        parameters=digest,
+        tuning=tuning_of_run(plan, record, ledger),
+    )
     if unprotected:  # nothing is claimed for what starts here either
-        fields[0] |= {"treatment": "not_covered", "dp_event": None, "details": {}}
-        return Start(model, tuple(fields), plan, None, path)
-    return Start(model, tuple(fields), plan, covered, path)
+        fields[0] |= {"treatment": "not_covered", "dp_event": None}
+        return Start(model, tuple(fields), plan, None, rows, path)
+    return Start(model, tuple(fields), plan, covered, rows, path)
 
 
 def refuse_start(config: Config, what: str) -> None:
@@ -189,6 +243,21 @@ def _check_files(record: RunRecord, path: Path) -> str:
     return found
 
 
+def _check_whole(ledger: Ledger, path: Path) -> None:
+    """The ledger is as long as when the statement beside it was made.
+
+    Raises:
+        VerificationError: entries were cut off, or the statement was not renewed.
+    """
+    (stated,) = files.load_statement(path).data["ledgers"]
+    if (stated["entries"], stated["head"]) != (len(ledger.entries), ledger.head):
+        raise VerificationError(
+            f"{path / files.LEDGER}: expected the {stated['entries']} entries that {files.STATEMENT_JSON} "
+            f"was made of, got {len(ledger.entries)}, or others: entries were cut off, or a look was. "
+            "Restore both files from a copy."
+        )
+
+
 def _check_promise(config: Config, plan: Plan, path: Path) -> None:
     """Unit and cap are the same; so is a delta that is configured."""
     own, other = config.privacy, plan.privacy
@@ -213,7 +282,8 @@ def _differs(path: Path, item: str, other: object, own: object, remedy: str) -> 
 def _entries_at_start(begun: Ledger | None) -> int | None:
     """How many entries the earlier ledger had when the interrupted run began; None: it had not."""
     known = [] if begun is None else [e for e in begun.entries if e.kind == "earlier_run"]
-    return int(known[0].details["earlier"]["entries"]) if known and known[0].dp_event else None
+    found = known[0].details.get("earlier") if known else None
+    return None if found is None else int(found["entries"])
 
 
 def _first(begun: Ledger) -> EventTree | None:

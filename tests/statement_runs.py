@@ -101,8 +101,9 @@ def run_inputs(
             rows=rows,
             treatment="not_covered",
         )
+    carried = [e.dp_event for e in ledger.entries if e.kind == "earlier_run" and e.dp_event]
     fields: dict[str, Any] = {
-        "plan": plan.to_dict(),
+        "plan": {**plan.to_dict(), **({"carried": events.composed(carried)} if carried else {})},
         "ledger": ledger.entries,
         "ledger_head": ledger.head,
         "artifacts": {"model.safetensors": "ab" * 32, "model.json": "cd" * 32},
@@ -219,11 +220,15 @@ BESIDE_SELECTED = resolve(
 USERS: dict[str, Any] = {"schema": {"user": "uid", "weight": None}}
 
 
-def started_from(*rests_on: str, **keys: Any) -> dict[str, Any]:
+def started_from(*rests_on: str, tuning: str | None = "none", **keys: Any) -> dict[str, Any]:
     """A run that starts from another one's final parameters."""
     other = run_inputs(**{"privacy": FIXED_NOISE, **keys})
-    entries = earlier_entries(other.ledger, other.ledger_head, rests_on)
-    return {"privacy": FIXED_NOISE, "before": tuple(entries)}
+    entries = earlier_entries(
+        other.ledger, other.ledger_head, rests_on, parameters="ba" * 32, tuning=tuning
+    )
+    rows = {"test": "declared_test"}
+    before = tuple({**entry, "rows": rows.get(entry["rows"], entry["rows"])} for entry in entries)
+    return {"privacy": FIXED_NOISE, "before": before}
 
 
 GIVEN = given_entry("Parameters of a model of public rows")
@@ -317,6 +322,38 @@ RUNS: dict[str, dict[str, Any]] = {
     "started from an earlier run": EARLIER,
     "started from an earlier run with a condition": {**RESTING, "human": EVERYTHING},
     "started from a run with metrics": started_from(),
+    "started from a run that nobody spoke for": {
+        **started_from(tuning=None),
+        "human": {"tuning": "none", "asserted_by": "Ada"},
+    },
+    "started from a run that others chose": {
+        **started_from(tuning="not_accounted"),
+        "human": {"tuning": "public_data"},
+    },
+    "started from a run that others chose, and silent": started_from(tuning="not_accounted"),
+    "started from a run on public data": {
+        **started_from(tuning="public_data"),
+        "human": {"tuning": "none", "asserted_by": "Ada"},
+    },
+    "started, and chosen from a sweep": {
+        **started_from(tuning="not_accounted"),
+        "extra": (
+            ANOTHER,
+            {**ANOTHER, "details": {**ANOTHER["details"]}},
+            ANOTHER,
+            CHOSEN_BY_TESTS,
+        ),
+        "human": {"tuning": "none"},
+    },
+    "users, started": {
+        **started_from(
+            privacy={**FIXED_NOISE, "max_examples_per_unit": 2},
+            evaluated_on=("declared_test",),
+            **USERS,
+        ),
+        "privacy": {**FIXED_NOISE, "max_examples_per_unit": 2},
+        **USERS,
+    },
     "started from a chain of runs": started_from(
         before=(*EARLIER["before"], {**EARLIER["before"][0], "dp_event": OWN}), extra=(NOISY_COUNT,)
     ),
@@ -391,6 +428,10 @@ JOINT: dict[str, list[dict[str, Any]]] = {
         {"privacy": FIXED_NOISE, "before": (FILTER,), "selected": True, "reference": True},
     ],
     "two that started from one": [EARLIER, {**EARLIER, "run": "b"}],
+    "two that started from others": [
+        {**started_from(tuning=None), "human": {"tuning": "none"}},
+        {**started_from(tuning="not_accounted"), "run": "b", "human": {"tuning": "not_accounted"}},
+    ],
     "one of them started from another": [{}, {**RESTING, "run": "b"}, {"before": (GIVEN,)}],
     "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
 }

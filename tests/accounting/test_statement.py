@@ -116,6 +116,7 @@ def test_with_a_claim_the_headline_says_what_it_is(name: str) -> None:
         **dict.fromkeys(
             ("everything", "capped", "fixed order, capped", "users, released beside"), of_two
         ),
+        "users, started": "For one user (at most 2 rows in each run, this one and the earlier ones)",
         "users uncapped": "No user-level guarantee exists: no cap on the rows of one user.",
         "weighted": "No user-level guarantee exists: no cap on the rows of one user.",
     }
@@ -511,6 +512,7 @@ def test_what_is_released_beside_training_is_stated_wherever_it_matters() -> Non
     assert start["description"].endswith(
         "The output starts at the noisy count that is listed here."
     )
+    assert start["treatment"] == "covered_by_accounting"
 
 
 def test_a_public_rate_is_somebodys_word() -> None:
