@@ -135,8 +135,9 @@ def in_order(wanted: Sequence[AnyRelease]) -> tuple[AnyRelease, ...]:
     total = math.fsum(item.share for item in wanted)
     if total >= 1.0:
         raise ConfigError(
-            f"Expected shares of the budget that leave some of it to training, got {total:g} in all "
-            f"({', '.join(kinds)}). Lower them: a hundredth is enough for a calibration."
+            "Expected shares of the budget that leave some of it to training, got "
+            f"{' + '.join(f'{item.kind} {item.share:g}' for item in wanted)} = {total:g}. Lower them: a "
+            "hundredth is enough for a calibration."
         )
     return tuple(sorted(wanted, key=lambda item: KINDS.index(item.kind)))
 

@@ -31,6 +31,8 @@ class _Group(TyperGroup):
         except InputError as error:
             fail(error)
             raise typer.Exit(2) from None
+        except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
+            raise
         except (RunError, OSError) as error:
             fail(error)
             raise typer.Exit(1) from None

@@ -21,7 +21,7 @@ from dpads.cli_screen import (
     print_table,
     say,
 )
-from dpads.errors import VerificationError
+from dpads.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
     from dpads.accounting.findings import Finding
@@ -70,7 +70,9 @@ def evaluate(
     if out is not None:
         new_file(out)
     if plot is not None:
-        new_file(plot, suffix=plot.suffix if plot.suffix in SUFFIXES else SUFFIXES[0])
+        if plot.suffix not in SUFFIXES:
+            raise ConfigError(f"{plot}: expected a name that ends with {' or '.join(SUFFIXES)}.")
+        new_file(plot)
     loaded = Run.load(run)
     with console(stderr=True).status("evaluating"), opened(data, loaded.model.schema) as store:
         values = loaded.evaluate(store).to_dict()
@@ -118,19 +120,33 @@ def export(
         Path, typer.Option(help="File to write, which must not exist: .onnx, or .pt2 for torch.")
     ],
     format_: Annotated[
-        ExportFormat,
-        typer.Option("--format", help="An ONNX model, or a program that torch.export.load reads."),
-    ] = ExportFormat.ONNX,
+        ExportFormat | None,
+        typer.Option(
+            "--format",
+            help="An ONNX model, or a program that torch.export.load reads. Default: as --out ends.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write the model for other programs; it takes the log's columns, their ids hashed to rows of tables."""
     from dpads.exporting import ONNX, TORCH, describe_inputs, export_model
-    from dpads.record import new_file
+    from dpads.record import ModuleMissingError, new_file
     from dpads.run import Run
 
-    suffix = ONNX if format_ is ExportFormat.ONNX else TORCH
+    if format_ is None:
+        if out.suffix not in (ONNX, TORCH):
+            raise ConfigError(
+                f"{out}: expected a name that ends with {ONNX}, or {TORCH} for torch."
+            )
+        suffix = out.suffix
+    else:
+        suffix = ONNX if format_ is ExportFormat.ONNX else TORCH
     new_file(out, suffix=suffix)
     loaded = Run.load(run)
+    try:
+        loaded.model  # noqa: B018 (looks whether there is one)
+    except ModuleMissingError as error:
+        raise ConfigError(f"{error} Then export_onnx(path) writes it.") from None
     with console(stderr=True).status("exporting"):
         export_model(loaded.model, out, suffix)
     inputs = describe_inputs(loaded.model.schema)

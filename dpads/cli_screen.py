@@ -169,6 +169,12 @@ def print_metrics(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
         reason for values in columns.values() for reason in values.get("undefined", {}).values()
     )
     print_table(title, ["", *heads], rows, caption="; ".join(f"–: {text}" for text in reasons))
+    for name, values in columns.items():
+        if (values.get("normalized_entropy") or 0.0) > 1.0:
+            typer.echo(
+                f"{name}: normalized entropy above 1, so it is worse than always predicting the rows' "
+                "own rate."
+            )
 
 
 def print_calibration(table: Sequence[Mapping[str, Any]]) -> None:

@@ -101,7 +101,11 @@ def parse_config(document: Mapping[str, Any], *, base: Path) -> Config:
         if name not in known:
             raise ConfigError(f'Unknown table or key "{name}".' + nearest(name, known))
         if not isinstance(table, dict):
-            raise ConfigError(f"[{name}]: expected a table, got {table!r}.")
+            first = {"model": "name"}.get(name, "kind")
+            hint = ""
+            if isinstance(table, str) and name in ("model", "prior", "recalibration", "selection"):
+                hint = f' Did you mean {name}.{first} = "{table}"?'
+            raise ConfigError(f"[{name}]: expected a table, got {table!r}.{hint}")
         tables[name] = dict(table)
     for name in ("data", "schema", "model", "privacy"):
         if name not in tables:
@@ -245,6 +249,11 @@ def _model(table: dict[str, Any]) -> Description:
         raise ConfigError('[model] needs "name".' + nearest("", REGISTRY))
     if name not in REGISTRY:
         raise ConfigError(f'model.name: unknown model "{name}".' + nearest(str(name), REGISTRY))
+    known = [item.name for item in dataclasses.fields(REGISTRY[name])]  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            names = ", ".join(f'"{item}"' for item in known) or "none"
+            raise ConfigError(f'Unknown key "model.{key}": model "{name}" knows {names}.')
     return _read(REGISTRY[name], table, "model", {})
 
 

@@ -162,6 +162,7 @@ class Config:
             ("selection", SelectionConfig, 'dpads.SelectionConfig(kind="noisy_count")'),
         ):
             expect_kind(name, getattr(self, name), kind, example)
+        self.prior.check_schema(self.schema)
         training = self.training
         if self.schema.task == "count" and (training.positive_weight, training.negative_weight) != (
             1.0,

@@ -106,7 +106,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc] # scikit-learn ships no t
             with pa.ipc.new_stream(str(log), table.schema) as stream:
                 stream.write_table(table)
             del table
-            store = prepare(log, schema, out=Path(name) / "store")
+            try:
+                store = prepare(log, schema, out=Path(name) / "store")
+            except DataError as error:  # of a file that nobody knows of
+                raise DataError(str(error).replace(str(log), "X")) from None
             log.unlink()
             self.run_: Run = train(
                 store,
@@ -155,6 +158,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc] # scikit-learn ships no t
         self, table: Any, schema: FeatureSchema, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> Any:
         """The rows with their labels, and their weights where they are given."""
+        if y is None:
+            raise DataError(
+                "This estimator requires y to be passed, but the target y is None: give one label for "
+                "each row of X."
+            )
         columns = {schema.label: np.asarray(y)}
         if sample_weight is not None:
             if schema.weight is None:

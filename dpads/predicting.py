@@ -93,12 +93,14 @@ def predict_frame(model: Model, data: Any) -> Any:
 
     Args:
         model: whose predictions.
-        data: an Arrow table, record batch or record batch reader, or a polars frame or lazy frame, with
-            the columns of the model's schema; no label, weight or user is needed.
+        data: an Arrow table, record batch or record batch reader, a polars frame or lazy frame, or what
+            else speaks Arrow's stream interface, as pandas' frames do; with the columns of the model's
+            schema; no label, weight or user is needed.
 
     Returns:
-        The same kind with one more column, float32: probabilities, or expected counts over each row's
-        exposure. A reader and a lazy frame compute when they are read, a part at a time.
+        The same kind, an Arrow table of what is none of these, with one more column, float32:
+        probabilities, or expected counts over each row's exposure. A reader and a lazy frame compute when
+        they are read, a part at a time.
 
     Raises:
         ConfigError: the data are of another kind.
@@ -132,11 +134,15 @@ def predict_frame(model: Model, data: Any) -> Any:
     if isinstance(data, pl.DataFrame):
         _check(data.columns, schema)
         return with_predictions(data)
-    if not isinstance(data, pa.Table | pa.RecordBatch | pa.RecordBatchReader):
+    arrow = isinstance(data, pa.Table | pa.RecordBatch | pa.RecordBatchReader)
+    if not arrow and hasattr(data, "__arrow_c_stream__"):
+        data = pa.table(data)
+    elif not arrow:
         raise ConfigError(
             f"Expected rows to predict, got {type(data).__name__}. Give a store "
             "(dpads.ExampleStore.open), an Arrow table, record batch or reader, or a polars frame or "
-            "lazy frame: polars.scan_parquet(path) opens a file as one."
+            "lazy frame: polars.scan_parquet(path) opens a file as one, "
+            "pyarrow.Table.from_pandas(frame) turns a frame of an old pandas into one."
         )
     _check(data.schema.names, schema)
     if isinstance(data, pa.Table):
@@ -167,6 +173,8 @@ def record_batch(data: Any) -> pa.RecordBatch:
     table = data.to_arrow() if isinstance(data, pl.DataFrame) else data
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
+    elif not isinstance(table, pa.Table) and hasattr(table, "__arrow_c_stream__"):
+        table = pa.table(table)
     if not isinstance(table, pa.Table):
         raise ConfigError(
             f"Expected an Arrow table or record batch or a polars frame, got {type(data).__name__}."

@@ -10,7 +10,6 @@ import numpy as np
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.mechanism import PrivacySpec
 from dpads.accounting.releases import Release
-from dpads.errors import ConfigError
 from dpads.label_sums import LabelBounds, unit_batches
 from dpads.models.output import Output
 from dpads.noise import RunKeys
@@ -29,13 +28,9 @@ def public_offset(prior: PriorConfig, schema: FeatureSchema, output: Output) -> 
     Raises:
         ConfigError: the rate is no probability, and the task is one of probabilities.
     """
+    prior.check_schema(schema)
     if prior.kind != "public" or prior.rate is None:
         return 0.0
-    if schema.task != "count" and not prior.rate < 1.0:
-        raise ConfigError(
-            f'[prior] Expected rate below 1 with task = "{schema.task}", got {prior.rate!r}. It is the '
-            "share of positive labels."
-        )
     return offset_of(prior.rate, schema, output)
 
 

@@ -51,6 +51,18 @@ class PriorConfig:
         if rate is not None and not _is_positive(rate):
             raise ConfigError(f"Expected rate to be a number > 0, got {rate!r}.")
 
+    def check_schema(self, schema: FeatureSchema) -> None:
+        """Refuses a rate that a schema's labels cannot have.
+
+        Raises:
+            ConfigError: the task is one of probabilities, and the rate is none.
+        """
+        if self.rate is not None and schema.task != "count" and not self.rate < 1.0:
+            raise ConfigError(
+                f'[prior] Expected rate below 1 with task = "{schema.task}", got {self.rate!r}. It is the '
+                "share of positive labels."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecalibrationConfig:

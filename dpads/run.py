@@ -95,13 +95,15 @@ class Run:
         """Predicted probabilities, or expected counts (exposure included), in input order.
 
         Args:
-            data: a store of the run's schema; or an Arrow table, record batch or record batch reader, or
-                a polars frame or lazy frame, with the schema's columns. No label is needed: a store
+            data: a store of the run's schema; or an Arrow table, record batch or record batch reader, a
+                polars frame or lazy frame, or what else speaks Arrow's stream interface, as pandas'
+                frames do; with the schema's columns. No label is needed: a store
                 prepared with labelled=False will do, and frames need no weight and no user either.
 
         Returns:
             Of a store, float32[n], one per row of the log, in the log's order. Of anything else the same
-            kind with a column `prediction` appended; readers and lazy frames compute when they are read.
+            kind, a table in place of pandas' frames, with a column `prediction` appended; readers and
+            lazy frames compute when they are read.
 
         Raises:
             StoreError: the store has another schema.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -274,3 +277,23 @@ def test_a_terminal_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         last = shown()
         assert "5/10 iterations" in last
         assert cli_screen.COMPILING not in last
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    """`dpads plan | head -1`: no line about a broken pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "dpads", "plan", "--examples", "3000", "--epsilon", "3"]
+    result = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_model_worse_than_the_base_rate_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    worse, better = {"auc": 0.6, "normalized_entropy": 1.004}, {"normalized_entropy": 0.9}
+    cli_screen.print_metrics("Metrics", {"this model": worse, "without privacy": better})
+    told = [line for line in capsys.readouterr().out.splitlines() if "worse than always" in line]
+    assert len(told) == 1
+    assert told[0].startswith("this model: normalized entropy above 1")
+    cli_screen.print_metrics("Metrics", {"model": {"rmse": 0.1, "normalized_entropy": None}})
+    assert "worse" not in capsys.readouterr().out

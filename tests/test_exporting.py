@@ -261,17 +261,21 @@ def test_the_command(train_store: ExampleStore, tmp_path: Path) -> None:
     )
     assert json.loads(text)["inputs"][0]["name"] == "device"
     torch.export.load(tmp_path / "m.pt2")
+    done("export", tmp_path / "run", "--out", tmp_path / "as-it-ends.pt2")
+    torch.export.load(tmp_path / "as-it-ends.pt2")
     for out, form in (
         ("m.onnx", "onnx"),
         ("x.pt2", "onnx"),
         ("x.onnx", "torch"),
+        ("x.pdf", None),
         ("a/b.onnx", "onnx"),
     ):
-        result = dpads_command(
-            "export", tmp_path / "run", "--format", form, "--out", tmp_path / out
-        )
+        chosen = () if form is None else ("--format", form)
+        result = dpads_command("export", tmp_path / "run", *chosen, "--out", tmp_path / out)
         assert result.exit_code == 2, out
-    assert {file.name for file in tmp_path.iterdir()} == {"run", "m.onnx", "m.pt2"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "run", "m.onnx", "m.pt2", "as-it-ends.pt2"
+    }  # fmt: skip
 
 
 def test_large_parameters_stand_beside_the_model(

@@ -217,5 +217,7 @@ def test_the_command_draws_and_prints(
             "evaluate", tmp_path / "run", test_store.path, "--plot", tmp_path / name
         )
         assert result.exit_code == 2, name
+        if name == "p.pdf":
+            assert "expected a name that ends with .png or .svg" in result.stderr
     ledger = (tmp_path / "run" / "ledger.jsonl").read_text()
     assert ledger.count('"kind":"evaluation"') == 1

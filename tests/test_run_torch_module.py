@@ -91,6 +91,10 @@ def test_without_the_module_all_but_the_model_is_there(
     result = dpads_command("predict", run.path, store.path, "--out", tmp_path / "p.parquet")
     assert result.exit_code == 2
     assert "from_torch" in result.stderr
+    result = dpads_command("export", run.path, "--out", tmp_path / "m.onnx")
+    assert result.exit_code == 2
+    assert "from_torch" in result.stderr
+    assert "Then export_onnx(path) writes it." in result.stderr
     assert not list(tmp_path.iterdir())
 
 
