@@ -263,14 +263,21 @@ def print_costs(rows: Sequence[PlanRow], costs: Sequence[PlanCost]) -> None:
                 "–"
                 if cost.step_seconds is None
                 else f"{row.expected_batch_size / cost.step_seconds:,.0f}",
-                "–" if cost.table_seconds is None else duration(cost.table_seconds),
-                "–" if cost.seconds is None else duration(cost.seconds),
+                _time(cost.table_seconds),
+                _time(cost.seconds),
                 gigabytes(cost.memory.total),
             ]
             for row, cost in zip(rows, costs, strict=True)
         ],
         caption=notes,
     )
+
+
+def _time(seconds: float | None) -> str:
+    """A time, also of less than a second, or a dash."""
+    if seconds is None:
+        return "–"
+    return duration(seconds) if seconds >= 1.0 else f"{1e3 * seconds:.0f} ms"
 
 
 def check_costs(costs: Sequence[PlanCost]) -> None:

@@ -160,6 +160,7 @@ def plan(
         caption=f"noise / coord: stddev on the averaged gradient, at l2_clip_norm {l2_clip_norm:g}",
     )
     if rows[0].releases:  # a function of the budget alone: the same in every row
+        typer.echo()
         print_table(
             "Beside training, inside of the same budget",
             ["", "share", "noise multiplier", "norm bound", "noise"],

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpads.reliability import Bin
 from dpads.sweep_charts import KINDS, PLAIN, VEGA_LITE
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Above this ratio of the largest to the smallest prediction, scales are logarithmic.
 MOST_LINEAR: Final = 8.0
+# Below it, predictions are nearly one number: the horizontal scale is theirs alone.
+NEARLY_EQUAL: Final = 1.5
 HOW_TO_READ: Final = (
     "Bins of equally many rows; bars are 95 % intervals.",
     "Above the dashed line predictions are too low, below it too high.",
@@ -89,14 +91,17 @@ class Reliability:
         return min(predicted) > 0.0 and max(predicted) > MOST_LINEAR * min(predicted)
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether predictions are nearly one number."""
+        predicted = [item.predicted for item in self.all_bins]
+        return 0.0 < max(predicted) <= NEARLY_EQUAL * min(predicted)
+
+    @property
     def ticks(self) -> list[float]:
         """Where the grid runs: 1, 2, 5 and their tenfolds, or round steps."""
         low, high = self.extent
         if not self.is_log:
-            raw = high / 6.0
-            unit = 10.0 ** math.floor(math.log10(raw))
-            step = next(unit * m for m in (1.0, 2.0, 5.0, 10.0) if unit * m >= raw)
-            return [round(k * step, 12) for k in range(int(high / step) + 1)]
+            return _round_steps(low, high)
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         every = [m * 10.0**k for k in decades for m in (1.0, 2.0, 5.0)]
         inside = [round(value, 12) for value in every if low <= value <= high]
@@ -108,12 +113,29 @@ class Reliability:
         bins = self.all_bins
         values = [item.predicted for item in bins] + [item.observed for item in bins]
         top = max(values)
+        if self.is_narrow:  # one line of marks, with room for bars up to three times as high
+            top = max(top, min(max(item.high for item in bins), 3.0 * top))
         if not self.is_log:
             return 0.0, top * 1.08 if top > 0.0 else 1.0
         bottom = min(value for value in values if value > 0.0)
         # Rare bins reach far down: a decade below what was predicted is as far as anybody looks.
         bottom = max(bottom, min(item.predicted for item in bins) / 10.0)
         return bottom / 1.35, top * 1.35
+
+    @property
+    def x_extent(self) -> tuple[float, float]:
+        """Ends of the horizontal scale: those of both, or of the predictions where they hardly differ."""
+        if not self.is_narrow:
+            return self.extent
+        predicted = [item.predicted for item in self.all_bins]
+        low, high = min(predicted), max(predicted)
+        room = max(0.1 * (high - low), 0.001 * high)
+        return low - room, high + room
+
+    @property
+    def x_ticks(self) -> list[float]:
+        """Where the grid runs on the horizontal scale."""
+        return _round_steps(*self.x_extent) if self.is_narrow else self.ticks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +212,18 @@ def chart(
     import altair as alt
 
     low, high = plot.extent
-    scale = alt.Scale(type="log" if plot.is_log else "linear", domain=[low, high], nice=False)
-    axis = alt.Axis(format="~g" if plot.counts else "~%", values=plot.ticks)
-    x = alt.X("predicted:Q", scale=scale, axis=axis, title=plot.x_title)
+    left, right = plot.x_extent
+    kind: Literal["log", "linear"] = "log" if plot.is_log else "linear"
+    form = "~g" if plot.counts else "~%"
+    scale = alt.Scale(type=kind, domain=[low, high], nice=False)
+    across = alt.Scale(type=kind, domain=[left, right], nice=False)
+    x = alt.X(
+        "predicted:Q",
+        scale=across,
+        axis=alt.Axis(format=form, values=plot.x_ticks),
+        title=plot.x_title,
+    )
+    axis = alt.Axis(format=form, values=plot.ticks)
     y = alt.Y("y:Q", scale=scale, axis=axis, title=plot.y_title)
     names = list(plot.bins)
     legend = None
@@ -205,7 +236,7 @@ def chart(
         legend=legend,
     )
     data = [_datum(name, item, low, high) for name, bins in plot.bins.items() for item in bins]
-    ends = [{"predicted": low, "y": low}, {"predicted": high, "y": high}]
+    ends = [{"predicted": value, "y": value} for value in (left, right)]
     diagonal = _rows(ends).mark_line(strokeDash=[4, 4], strokeWidth=1.2, color=inks["quiet"])
     bars = _rows(data).mark_rule(strokeWidth=1.4, strokeCap="round", opacity=0.75)
     inside = _rows([row for row in data if not row["beyond"]])
@@ -283,7 +314,7 @@ def _datum(name: str, item: Bin, low: float, high: float) -> dict[str, Any]:
 
     return {
         "model": name,
-        "predicted": held(item.predicted),
+        "predicted": item.predicted,
         "y": held(item.observed),
         "low": held(item.low),
         "high": held(item.high),
@@ -292,6 +323,15 @@ def _datum(name: str, item: Bin, low: float, high: float) -> dict[str, Any]:
         "predicted_text": f"{item.predicted:.4g}",
         "observed_text": f"{item.observed:.4g} ({item.low:.4g} to {item.high:.4g})",
     }
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between two numbers, about six of them."""
+    raw = (high - low) / 6.0
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1.0, 2.0, 5.0, 10.0) if unit * m >= raw)
+    first = math.ceil(low / step)
+    return [round(k * step, 12) for k in range(first, int(high / step) + 1)]
 
 
 def _rows(values: list[dict[str, Any]]) -> alt.Chart:

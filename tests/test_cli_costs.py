@@ -37,7 +37,7 @@ def test_plan_takes_what_is_left_out_from_a_configuration_and_tells_time_and_mem
     first, _, second = text.partition("On this machine")
     plain = done("plan", "--examples", 3000, "--epsilon", 3, "--batch-size", 300, "--epochs", 2)
     assert first.split() == plain.split()
-    times = r"\d+\.\d ms +[\d,]+ +\d+ s +\d+ s +0\.\d\d GB"
+    times = r"\d+\.\d ms +[\d,]+ +\d+ m?s +\d+ m?s +0\.\d\d GB"
     assert re.search(rf"^ 300 +2 +{times}$", second, flags=re.MULTILINE)
     figures = json.loads(
         done("plan", "--config", config, "--json", "--batch-size", 100, "--epochs", 1)

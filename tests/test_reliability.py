@@ -139,6 +139,32 @@ def test_scales_are_logarithmic_where_predictions_differ_much() -> None:
         assert 3 <= len(one.ticks) <= 9
 
 
+def test_predictions_that_hardly_differ_have_a_scale_of_their_own() -> None:
+    """Or all marks stand on one vertical line, and bars leave the picture."""
+    from dpads.report_reliability import chart
+    from dpads.sweep_charts import PLAIN
+
+    bins = [
+        Bin(rows=50, predicted=0.030 + k * 1e-5, observed=o, low=o / 3, high=0.1)
+        for k, o in enumerate((0.02, 0.0, 0.04, 0.03))
+    ]
+    one = Reliability(title="t", notes=["n"], bins={"the model": bins}, counts=False)
+    left, right = one.x_extent
+    marks = [(item.predicted - left) / (right - left) for item in bins]
+    assert 0.0 < marks[0] < 0.5 < marks[-1] < 1.0
+    assert marks[1] - marks[0] > 0.01
+    assert 3 <= len(one.x_ticks) <= 9
+    assert all(left <= tick <= right for tick in one.x_ticks)
+    assert one.extent[0] == 0.0
+    assert one.extent[1] >= 0.1
+    drawn = chart(one, {"the model": "#000000"}, PLAIN).to_dict()
+    assert drawn["layer"][0]["encoding"]["x"]["scale"]["domain"] == [left, right]
+    assert drawn["layer"][2]["encoding"]["y"]["scale"]["domain"] == list(one.extent)
+    wide = plot()
+    assert wide.x_extent == wide.extent
+    assert wide.x_ticks == wide.ticks
+
+
 def test_bins_in_which_nothing_was_observed_stand_at_the_end_of_the_scale() -> None:
     from dpads.report_reliability import chart
     from dpads.sweep_charts import PLAIN
