@@ -177,23 +177,19 @@ def forward_backward(
 
 
 @njit(cache=True, nogil=True)
-def sum_forward_backward(
+def sum_forward(
     weight: NDArray[np.float32],
     bias: float,
     features: NDArray[np.float32],
-    losses: Losses,
     logits: NDArray[np.float32],
-    feature_grads: NDArray[np.float32],
 ) -> None:
-    """Logits that are the sum of the first features plus a linear layer on the rest, and their gradients.
+    """Logits that are the sum of the first features plus a linear layer on the rest.
 
     Args:
         weight: float32[K], of the last K features.
         bias: of the linear layer.
         features: float32[n, width].
-        losses: of the n examples.
-        logits: float32[n], overwritten by the gradients of the losses by the logits.
-        feature_grads: float32[n, width], written.
+        logits: float32[n], written.
     """
     embedded = features.shape[1] - len(weight)
     for i in range(len(features)):
@@ -203,6 +199,29 @@ def sum_forward_backward(
         for j in range(len(weight)):
             total += np.float64(features[i, embedded + j]) * np.float64(weight[j])
         logits[i] = np.float32(total)
+
+
+@njit(cache=True, nogil=True)
+def sum_forward_backward(
+    weight: NDArray[np.float32],
+    bias: float,
+    features: NDArray[np.float32],
+    losses: Losses,
+    logits: NDArray[np.float32],
+    feature_grads: NDArray[np.float32],
+) -> None:
+    """`sum_forward`, and the gradients of the losses.
+
+    Args:
+        weight: as above.
+        bias: as above.
+        features: float32[n, width].
+        losses: of the n examples.
+        logits: float32[n], overwritten by the gradients of the losses by the logits.
+        feature_grads: float32[n, width], written.
+    """
+    sum_forward(weight, bias, features, logits)
+    embedded = features.shape[1] - len(weight)
     loss_gradients(losses, logits, logits)
     for i in range(len(features)):
         for j in range(embedded):

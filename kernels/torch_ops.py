@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from numba.extending import get_cython_function_address
 
 from dpads.kernels.blas import Blas
+from dpads.kernels.workers import over
 
 
 @contextmanager
@@ -27,6 +28,17 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def over_alone(count: int, size: int, task: Callable[[int, int], None]) -> None:
+    """`over`, each range on its thread alone: torch and its BLAS take no others."""
+
+    def alone(first: int, last: int) -> None:
+        torch.set_num_threads(1)
+        task(first, last)
+
+    with single_threaded():
+        over(count, size, alone)
 
 
 @cache

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dpads.batch import Targets
-from dpads.errors import ConfigError
+from dpads.errors import ConfigError, RunError
 from dpads.models.gradients import DenseSums
 from dpads.models.torch_losses import example_losses
 
@@ -27,8 +27,17 @@ if TYPE_CHECKING:
 SIZES = (256, 192, 144, 128, 96, 64, 48, 32, 16, 8, 4, 2)
 KEPT_SIZES = 3
 TOLERANCE = 1e-3  # of float32 against float64
+SCALES = np.array([1.0, 10.0, 100.0, 1e4])  # of made-up rows
+MIXED_ROWS = 16
+MIXES = (
+    "The module mixes the examples of a batch: an example alone gets another logit, or another gradient, "
+    "than among others, so that clipping would not bound what one example does. Leave out what reads across "
+    "the batch; LayerNorm and GroupNorm take examples one at a time."
+)
 CHECKED_ROWS = 6
 NO_GROUPS = np.empty(0, np.int64)
+
+Bits = NDArray[np.uint32]
 
 
 def check_module(tower: ModuleTower, rows: NDArray[np.float32]) -> None:
@@ -54,14 +63,47 @@ def check_module(tower: ModuleTower, rows: NDArray[np.float32]) -> None:
                 "The module gives other logits when it is called again: it draws random numbers or changes "
                 "itself. Train without dropout (its p = 0, or module.eval()); noise takes its place."
             )
-        alone = np.concatenate([tower.logits(rows[i : i + 1]) for i in range(len(rows))])
-        if not np.allclose(logits, alone, rtol=TOLERANCE, atol=TOLERANCE):
-            raise ConfigError(
-                "The module mixes the examples of a batch: an example alone gets another logit than among "
-                "others, so that clipping would not bound what one example does. Leave out what reads "
-                "across the batch; LayerNorm and GroupNorm take examples one at a time."
-            )
+        _check_mixing(tower, rows, np.float32)
+        try:
+            _check_mixing(tower, rows, np.float64)
+        except RunError:
+            raise
+        except RuntimeError:
+            pass  # forward names float32 itself
         _check_gradients(tower, rows)
+
+
+def _check_mixing(
+    tower: ModuleTower, rows: NDArray[np.float32], dtype: type[np.floating[Any]]
+) -> None:
+    """Compares logits of single rows with those of 2, 16 and 256, alike and of all sizes."""
+    kept = tower.blocks
+    scaled = np.concatenate([rows[:MIXED_ROWS] * np.float32(scale) for scale in SCALES])
+    sizes = np.repeat(SCALES, len(rows[:MIXED_ROWS]))
+    order = np.random.default_rng(3).permutation(len(scaled))
+    together = [np.resize(order, 256), *(np.full(256, i) for i in order[:8])]
+    together += [*order[:16].reshape(-1, 2)]
+    for scale in SCALES:
+        of_one = np.flatnonzero(sizes == scale)
+        together += [np.resize(of_one, 256), of_one]
+    try:
+        tower.blocks = (1,)
+        alone = tower.logits(scaled.astype(dtype)).astype(np.float64)
+        bound = 1e-3 if dtype is np.float32 else 1e-8
+        finite = np.abs(np.where(np.isfinite(alone), alone, 0.0))
+        # what is large may cancel: rounding is of the size of what a scale's logits are at most
+        largest = np.array([finite[sizes == size].max() for size in sizes])
+        allowed = bound * (1.0 + largest) * np.where(sizes > 100.0, 10.0, 1.0)
+        for places in together:
+            tower.blocks = (len(places),)
+            found = tower.logits(scaled[places].astype(dtype))
+            with np.errstate(invalid="ignore"):
+                error = np.abs(found - alone[places])
+            same = (found == alone[places]) | (np.isnan(found) & np.isnan(alone[places]))
+            if not (same | (error <= allowed[places])).all():
+                raise ConfigError(MIXES)
+    finally:
+        tower.blocks = kept
 
 
 def _check_gradients(tower: ModuleTower, rows: NDArray[np.float32]) -> None:
@@ -124,20 +166,29 @@ def _autograd(
 
 
 def find_blocks(tower: ModuleTower, rows: NDArray[np.float32]) -> tuple[int, ...]:
-    """Numbers of rows, falling, with which an example's bits are its own; (1,) where there are none."""
+    """Numbers of rows, falling, with which an example's bits are its own; (1,) where there are none.
+
+    Raises:
+        ConfigError: the neighbours of an example change more of it than rounding.
+    """
     found: list[int] = []
-    tried = rows[:2]
+    larger = (rows[2 + n] * np.float32(scale) for n, scale in enumerate(SCALES[1:]))
+    tried = [*rows[:2], *larger]
     with moved(tower):
-        expected: list[list[NDArray[np.uint32]]] = []
+        tower.blocks = (1,)
+        alone = [_values(tower, row[None]) for row in tried]
+        expected: list[list[Bits]] = []
         for size in SIZES:
             far = not found or size <= found[-1] // 3
             if size > tower.examples_at_a_time or len(found) == KEPT_SIZES or not far:
                 continue
             tower.blocks = (size,)
             own = expected or [
-                [array[:1] for array in _bits(tower, np.tile(row, (size, 1)))] for row in tried
+                [_bits(array[:1]) for array in _values(tower, np.tile(row, (size, 1)))]
+                for row in tried
             ]
-            if all(_alike(tower, row, size, bits) for row, bits in zip(tried, own, strict=True)):
+            alike = [_alike(tower, *each, size) for each in zip(tried, alone, own, strict=True)]
+            if all(alike):
                 found.append(size)
                 expected = own
     return tuple(found) or (1,)
@@ -146,31 +197,50 @@ def find_blocks(tower: ModuleTower, rows: NDArray[np.float32]) -> tuple[int, ...
 def _alike(
     tower: ModuleTower,
     row: NDArray[np.float32],
+    alone: list[NDArray[np.float32]],
+    expected: list[Bits],
     size: int,
-    expected: list[NDArray[np.uint32]],
 ) -> bool:
-    """Whether a row has the expected bits everywhere in a block, whatever its neighbours are."""
+    """Whether a row has the expected bits everywhere in a block, whatever its neighbours are.
+
+    Raises:
+        ConfigError: it has other numbers than alone.
+    """
     rng = np.random.default_rng(size)
-    others = rng.normal(size=(size, len(row))).astype(np.float32)
+    others = rng.normal(size=(size, len(row))) * rng.choice(SCALES, (size, 1))
+    others = others.astype(np.float32)
     odd = [np.float32(value) for value in (0.0, np.inf, -np.inf, np.nan, 3e38)]
     for place, value in zip(rng.permutation(size), odd, strict=False):
         others[place] = value
     even = np.arange(size) % 2 == 0
-    for kept in (np.ones(size, bool), even, ~even, rng.random(size) < 0.5):
+    alike = True
+    for kept in (np.ones(size, bool), even, ~even, rng.random(size) < 0.5, np.arange(size) == 0):
         block = np.where(kept[:, None], row, others)
-        for one, other in zip(_bits(tower, block), expected, strict=True):
-            if not (one[kept] == other).all():
-                return False
-    return True
+        weights = np.where(kept, 1.0, rng.choice(SCALES, size)).astype(np.float32)
+        found = _values(tower, block, weights)
+        for one, by_itself, bits in zip(found, alone, expected, strict=True):
+            alike = alike and bool((_bits(one[kept]) == bits).all())
+            scale = float(np.max(np.abs(by_itself), initial=0.0, where=np.isfinite(by_itself)))
+            bound = TOLERANCE * (1.0 + scale)
+            if not np.allclose(one[kept], by_itself, rtol=TOLERANCE, atol=bound, equal_nan=True):
+                raise ConfigError(MIXES)
+    return alike
 
 
-def _bits(tower: ModuleTower, block: NDArray[np.float32]) -> list[NDArray[np.uint32]]:
-    """All that comes of the examples of a block, as bits, uint32[n, ...] each."""
+def _values(
+    tower: ModuleTower, block: NDArray[np.float32], weights: NDArray[np.float32] | None = None
+) -> list[NDArray[np.float32]]:
+    """All that comes of the examples of a block, float32[n, ...] each: logits, gradients, factors."""
     by_features = np.empty_like(block)
-    targets = Targets(np.ones(len(block), np.float32), None, None)
+    targets = Targets(np.ones(len(block), np.float32), weights, None)
     found = tower.gradients(block, targets, by_features)
-    arrays = [by_features, *found.by_example(len(block))]
-    return [np.ascontiguousarray(array).view(np.uint32) for array in arrays]
+    logits: NDArray[np.float32] = tower.logits(block)
+    return [logits, by_features, *found.by_example(len(block))]
+
+
+def _bits(array: NDArray[np.float32]) -> Bits:
+    """Numbers as bits, uint32[n, ...]."""
+    return np.ascontiguousarray(array).view(np.uint32)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ on its neighbours: they are tried at construction, on this machine and this very
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +23,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from dpads.batch import Targets
-from dpads.errors import ConfigError
+from dpads.errors import ConfigError, RunError
 from dpads.kernels import feedforward
-from dpads.kernels.torch_ops import find_blas, single_threaded
+from dpads.kernels.torch_ops import find_blas, over_alone, single_threaded
 from dpads.models.base import Tower
 from dpads.models.gradients import (
     FactoredGradients,
@@ -34,10 +35,12 @@ from dpads.models.gradients import (
 )
 from dpads.models.torch_losses import example_losses, losses_of
 from dpads.models.torch_module_checks import check_module, find_blocks
+from dpads.models.torch_module_state import KeptState
 from dpads.models.torch_owners import Recorder, find_owners, recordable, sample
 from dpads.schema import Task
 
 WHOLE_BYTES = 1 << 26  # of gradients that stand in memory whole, a thread
+PIECES = 4  # blocks that a thread takes at a time
 
 
 class ModuleTower(Tower):
@@ -79,24 +82,34 @@ class ModuleTower(Tower):
         self.task = task
         for value in module.parameters():
             value.data = value.data.contiguous()
-        self._hooked = _same_values(module)
+        self._pristine = _same_values(module)
         self._of_thread = threading.local()
-        self._layers = recordable(self._hooked)
+        self._layers = recordable(self._pristine)
         self._recorder = Recorder(self._layers)
         self._prefix = prefix
         if example_rows is None:
             example_rows = np.random.default_rng(0).normal(size=(16, width)).astype(np.float32)
-        with single_threaded():
-            seven = torch.from_numpy(example_rows[:7])
-            self._owners = find_owners(self._hooked, self._recorder, seven)
-            self._values = {n: v for n, v in module.named_parameters() if v.requires_grad}
-            self._parameters = {self._own(n): v.detach().numpy() for n, v in self._values.items()}
-            self._vectorises = self._can_vectorise(seven)
-            size = sum(self._values[name].numel() for name in self._whole_names())
-            self.examples_at_a_time = max(min(1024, WHOLE_BYTES // max(4 * size, 1)), 1)
-            self.blocks: tuple[int, ...] = (len(example_rows),)
-            check_module(self, example_rows)
-            self.blocks = find_blocks(self, example_rows)
+        try:
+            with single_threaded():
+                self._examine(example_rows)
+        except RunError as error:
+            raise ConfigError(str(error)) from None
+
+    def _examine(self, rows: NDArray[np.float32]) -> None:
+        """Finds the owners of all parameters and tries the module on made-up rows."""
+        seven = torch.from_numpy(rows[:7])
+        self._owners = find_owners(_same_values(self._pristine), self._recorder, seven)
+        self._values = {n: v for n, v in self.module.named_parameters() if v.requires_grad}
+        self._parameters = {self._own(n): v.detach().numpy() for n, v in self._values.items()}
+        self._vectorises = self._can_vectorise(seven)
+        self.positions = max((layer.positions for layer in self._owners.linears), default=1)
+        # Sums over a chunk's vectors, and over chunks, round by about as much as each other.
+        few = int(1024 / math.sqrt(self.positions))
+        whole = 4 * sum(self._values[name].numel() for name in self._whole_names())
+        self.examples_at_a_time = max(min(few, WHOLE_BYTES // max(whole, 1)), 1)
+        self.blocks: tuple[int, ...] = (len(rows),)
+        check_module(self, rows)
+        self.blocks = find_blocks(self, rows)
 
     @property
     def parameters(self) -> dict[str, NDArray[np.float32]]:
@@ -104,16 +117,31 @@ class ModuleTower(Tower):
         return self._parameters
 
     def logits(self, features: NDArray[Any]) -> NDArray[Any]:
-        """Logits, [B]."""
-        with torch.no_grad():
-            output: NDArray[Any] = self._at(features)(torch.from_numpy(features)).numpy()
-        return output
+        """Logits, [B], of the same blocks as in `gradients`: the module never sees more rows than these."""
+        result: NDArray[Any] = np.empty(len(features), features.dtype)
+        pieces = list(self._cut(len(features)))
+        single = features.dtype == np.float32
+        double = None if single else _Twin(copy.deepcopy(self._pristine).double())
+
+        def run(start: int, end: int) -> None:
+            twin = self._twin() if double is None else double
+            for first, last, size in pieces[start:end]:
+                with torch.no_grad():
+                    logits = twin.module(_padded(features[first:last], size))
+                result[first:last] = logits.numpy()[: last - first]
+                self._settle(twin)
+
+        if single:
+            over_alone(len(pieces), PIECES, run)
+        else:  # of a copy that belongs to this call
+            with single_threaded():
+                run(0, len(pieces))
+        return result
 
     def losses(self, features: NDArray[Any], targets: Targets) -> NDArray[Any]:
         """Losses, [B], weights included."""
-        with torch.no_grad():
-            logits = self._at(features)(torch.from_numpy(features))
-            values: NDArray[Any] = example_losses(self.task, logits, targets).numpy()
+        logits = torch.from_numpy(self.logits(features))
+        values: NDArray[Any] = example_losses(self.task, logits, targets).numpy()
         return values
 
     def gradients(
@@ -148,8 +176,7 @@ class ModuleTower(Tower):
             )
         )
         for first, last, size in self._cut(count):
-            rows = torch.zeros(size, features.shape[1])
-            rows[: last - first] = torch.from_numpy(features[first:last])
+            rows = _padded(features[first:last], size)
             part = feature_grads[first:last]
             self._block(rows, targets.part(first, last), part, found, first, last)
         return found
@@ -165,9 +192,9 @@ class ModuleTower(Tower):
     ) -> None:
         """One block of rows, of which the first last - first are examples."""
         rows.requires_grad_()
-        used = last - first
+        used, twin = last - first, self._twin()
         with self._recorder.calls() as calls, torch.enable_grad():
-            logits = self._hooked(rows)
+            logits = twin.module(rows)
         by_logits = torch.zeros(len(rows))
         losses = losses_of(targets, counts=self.task == "count")
         feedforward.loss_gradients(losses, logits.detach().numpy()[:used], by_logits.numpy()[:used])
@@ -204,6 +231,7 @@ class ModuleTower(Tower):
             for name, values in self._whole(rows.detach()).items():
                 by_row = by_logits[:used, None] * values[:used].reshape(used, -1)
                 whole[self._own(name)][first:last] = by_row.numpy()
+        self._settle(twin)
 
     def _whole(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Derivatives of the logits by the parameters that the module as a whole owns, [n, *shape]."""
@@ -214,19 +242,38 @@ class ModuleTower(Tower):
         values = {n: torch.empty(len(rows), *v.shape) for n, v in own.items()}
         for number in range(len(rows)):
             with torch.enable_grad():
-                logit = self.module(rows[number : number + 1])[0]
+                logit = self._twin().module(rows[number : number + 1])[0]
             found = torch.autograd.grad(logit, list(own.values()), materialize_grads=True)
             for name, value in zip(own, found, strict=True):
                 values[name][number] = value
         return values
 
     def _logit(self, parameters: dict[str, nn.Parameter], row: torch.Tensor) -> torch.Tensor:
-        """The logit of one row; torch puts parameters into the module meanwhile: each thread has one."""
-        own = getattr(self._of_thread, "module", None)
-        if own is None:
-            own = self._of_thread.module = _same_values(self.module)
-        logits: torch.Tensor = functional_call(own, {**parameters}, (row.unsqueeze(0),))
+        """The logit of one row; torch puts parameters into the thread's module meanwhile."""
+        module = self._twin().module
+        logits: torch.Tensor = functional_call(module, {**parameters}, (row.unsqueeze(0),))
         return logits.squeeze(0)
+
+    def _twin(self) -> _Twin:
+        """The calling thread's copy of the module."""
+        own: _Twin | None = getattr(self._of_thread, "twin", None)
+        if own is None:
+            own = self._of_thread.twin = _Twin(_same_values(self._pristine))
+        return own
+
+    def _settle(self, twin: _Twin) -> None:
+        """Takes back what a pass left in the module.
+
+        Raises:
+            RunError: it cannot be taken back.
+        """
+        changed = twin.state.settle()
+        if changed is not None:
+            raise RunError(
+                f'The module changed "{self._own(changed)}" in a forward pass, which stays from one to the '
+                "next: what it computes of an example could then depend on others. Let forward read "
+                "attributes and buffers, and change none of them."
+            )
 
     def _can_vectorise(self, rows: torch.Tensor) -> bool:
         """Whether torch can map the module over rows; else it goes through them one by one."""
@@ -256,11 +303,24 @@ class ModuleTower(Tower):
         """The tower's name of a parameter."""
         return name.removeprefix(self._prefix)
 
-    def _at(self, features: NDArray[Any]) -> nn.Module:
-        """The module in the precision of the features."""
-        if features.dtype == np.float32:
-            return self.module
-        return copy.deepcopy(self.module).double()
+
+class _Twin:
+    """A copy of the module, and what it keeps.
+
+    Args:
+        module: a copy that nothing has called yet.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.state = KeptState(module)
+
+
+def _padded(features: NDArray[Any], size: int) -> torch.Tensor:
+    """The rows of a block, zeros after the examples."""
+    rows = np.zeros((size, features.shape[1]), features.dtype)
+    rows[: len(features)] = features
+    return torch.from_numpy(rows)
 
 
 def _same_values(module: nn.Module) -> nn.Module:

@@ -326,15 +326,24 @@ class CompiledParts:
         self, features: Matrix, targets: Targets, feature_grads: Matrix, *, counts: bool
     ) -> FactoredGradients:
         """One forward and one backward pass; this thread's next call uses the memory again."""
-        chunk = Chunk(features, self._split, self._memory)
-        chunk.logits[...] = 0.0
+        chunk = self._forward(features)
         feature_grads[...] = 0.0
-        for part in self._parts:
-            part.forward(chunk)
         losses = losses_of(targets, counts=counts)
         feedforward.loss_gradients(losses, chunk.logits, chunk.by_logits)
         found = [factors for part in self._parts for factors in part.backward(chunk, feature_grads)]
         return FactoredGradients(tuple(found), find_blas())
+
+    def logits(self, features: Matrix) -> Matrix:
+        """Logits, float32[n], with the bits that they have in `gradients`."""
+        return self._forward(features).logits.copy()
+
+    def _forward(self, features: Matrix) -> Chunk:
+        """A chunk with its logits."""
+        chunk = Chunk(features, self._split, self._memory)
+        chunk.logits[...] = 0.0
+        for part in self._parts:
+            part.forward(chunk)
+        return chunk
 
 
 def _compiled(name: str, module: nn.Module) -> Part:

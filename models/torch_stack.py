@@ -87,6 +87,14 @@ class Stack:
         )
         return StackGradients(self, features, activations, output_grads)
 
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, float32[n], with the bits that they have in `gradients`."""
+        values = self.scratch("activations", len(features) * int(self.widths[1:].sum()))
+        feedforward.forward(
+            find_blas(), self._blocks, self._parameters, self.widths, features, False, values
+        )
+        return values[len(values) - len(features) :].copy()
+
     def scratch(self, name: str, size: int) -> NDArray[np.float32]:
         """Memory of the calling thread, of any content."""
         kept: NDArray[np.float32] | None = getattr(self._memory, name, None)
@@ -112,6 +120,14 @@ def flatten(layers: list[nn.Linear]) -> NDArray[np.float32]:
 def blocks_of(width_in: int, width_out: int) -> NDArray[np.int64]:
     """`row_blocks` of a layer, tried once."""
     return row_blocks(find_blas(), width_in, width_out)
+
+
+def sum_logits(module: SumPlusLinear, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of a sum of features and a linear layer, float32[n]."""
+    weight, bias = module.linear.weight.numpy()[0], float(module.linear.bias)
+    logits = np.empty(len(features), np.float32)
+    feedforward.sum_forward(weight, bias, features, logits)
+    return logits
 
 
 def sum_gradients(

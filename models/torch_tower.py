@@ -15,6 +15,7 @@ from dpads.batch import Targets
 from dpads.errors import ConfigError
 from dpads.kernels.gaussian import normals
 from dpads.kernels.keys import derive_key
+from dpads.kernels.torch_ops import over_alone
 from dpads.models.base import Tower
 from dpads.models.gradients import ChunkGradients
 from dpads.models.torch_interactions import SumOfParts
@@ -22,7 +23,7 @@ from dpads.models.torch_layers import SumPlusLinear
 from dpads.models.torch_losses import example_losses
 from dpads.models.torch_module_tower import ModuleTower
 from dpads.models.torch_parts import CompiledParts
-from dpads.models.torch_stack import Stack, sum_gradients
+from dpads.models.torch_stack import Stack, sum_gradients, sum_logits
 from dpads.schema import Task
 
 
@@ -61,10 +62,19 @@ class TorchTower(Tower):
         return self._parameters
 
     def logits(self, features: NDArray[Any]) -> NDArray[Any]:
-        """Logits, [B]."""
-        with torch.no_grad():
-            output: NDArray[Any] = self._at(features)(torch.from_numpy(features)).numpy()
-        return output
+        """Logits, [B]: in float32 those of the compiled forward pass, a row's bits its own."""
+        result: NDArray[Any] = np.empty(len(features), features.dtype)
+        if features.dtype != np.float32:
+            with torch.no_grad():
+                result[...] = self._at(features)(torch.from_numpy(features)).numpy()
+            return result
+        features = np.ascontiguousarray(features)
+
+        def chunk(first: int, last: int) -> None:
+            result[first:last] = self._compiled_logits(features[first:last])
+
+        over_alone(len(features), self.examples_at_a_time, chunk)
+        return result
 
     def losses(self, features: NDArray[Any], targets: Targets) -> NDArray[Any]:
         """Losses, [B], weights included."""
@@ -85,6 +95,13 @@ class TorchTower(Tower):
             return self._compiled.gradients(features, targets, feature_grads, counts=counts)
         assert isinstance(self.module, SumPlusLinear)
         return sum_gradients(self.module, "linear", features, targets, feature_grads, counts=counts)
+
+    def _compiled_logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of a chunk, float32[n]."""
+        if self._compiled is not None:
+            return self._compiled.logits(features)
+        assert isinstance(self.module, SumPlusLinear)
+        return sum_logits(self.module, features)
 
     def _at(self, features: NDArray[Any]) -> nn.Module:
         """The module in the precision of the features."""

@@ -176,12 +176,14 @@ class PenalisedInSecret(Pair):
 
 
 class Placed(Pair):
-    """The last bits know the place, or the neighbours."""
+    """The last bits know the place, or the neighbours: as rounding may, which is float32's alone."""
 
     by_neighbours = False
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         logits = super().forward(features)
+        if features.dtype == torch.float64:
+            return logits
         if self.by_neighbours:
             return logits + 1e-7 * (logits.detach().roll(1) > 0)
         return logits + 1e-7 * torch.arange(len(logits))
