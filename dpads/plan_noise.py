@@ -130,15 +130,17 @@ def _searched(
             lambda noise: event(noise, config.iterations), epsilon, delta, relation
         )
     except BudgetError:
-        if carried is not None and epsilon_of(carried, delta, relation).epsilon >= epsilon:
-            raise BudgetError(
-                f"The budget epsilon={epsilon:g} at delta={delta:g} is spent by the runs whose model this "
-                "one starts from: it is the total, theirs included. Raise epsilon, or train anew."
-            ) from None
         one = event(calibration.LARGEST_NOISE_MULTIPLIER, 1)
-        if epsilon_of(one, delta, relation).epsilon > epsilon:
+        if epsilon_of(one, delta, relation).epsilon <= epsilon:
+            raise
+        if carried is None:
             raise _too_small_for_one_iteration(epsilon, delta) from None
-        raise
+        took = epsilon_of(carried, delta, relation).epsilon
+        raise BudgetError(
+            f"The budget epsilon={epsilon:g} at delta={delta:g} is spent by the runs whose model this one "
+            f"starts from (they took {took:.4g}): it is the total, theirs included. Raise epsilon, or "
+            "train anew."
+        ) from None
 
 
 def beside(

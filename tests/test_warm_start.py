@@ -108,10 +108,13 @@ def test_the_budget_is_the_total(
     holds(tuesday)
 
 
+@pytest.mark.parametrize("part", [0.5, 1.0, 1.000001])
 def test_a_budget_that_is_spent_already_is_refused(
-    days: list[ExampleStore], monday: dpads.Run, tmp_path: Path
+    days: list[ExampleStore], monday: dpads.Run, tmp_path: Path, part: float
 ) -> None:
-    budget = dataclasses.replace(FIXED, noise_multiplier=None, epsilon=0.5)
+    """Also one of which next to nothing is left, as where the earlier run had the same epsilon."""
+    epsilon = part * monday.plan.loss.epsilon
+    budget = dataclasses.replace(FIXED, noise_multiplier=None, epsilon=epsilon)
     with pytest.raises(BudgetError, match="is spent by the runs whose model this one starts from"):
         train(days[1], tmp_path / "tuesday", privacy=budget, start_from=monday)
     assert not list(tmp_path.iterdir())
