@@ -296,7 +296,7 @@ def _open_rows(
 ) -> RunRows:
     """The rows of a run, with a plan whose guarantee goes with that of what it starts from."""
     carried = None if start is None else start.carried
-    earlier = None if start is None or start.is_public else start.rows
+    earlier = None if start is None else start.rows
     rows = open_run_rows(config, store, test, folder, on_prepare, carried, earlier)
     if start is not None:
         start.check_plan(rows.plan)

@@ -31,16 +31,22 @@ class EarlierRows:
 
     Attributes:
         known: of each run, oldest first, {"rows": fingerprint of its training rows, "store": of the whole
-            store that they are a part of, "test": of its test rows}; None where nobody kept it.
+            store that they are a part of, "test": of its test rows, "public": whether these are called
+            public}; None where nobody kept it.
         data: where the last of them had its rows from.
     """
 
-    known: tuple[Mapping[str, str | None], ...]
+    known: tuple[Mapping[str, Any], ...]
     data: DataConfig
 
     @classmethod
     def of_run(
-        cls, record: RunRecord, entries: Sequence[LedgerEntry], data: DataConfig
+        cls,
+        record: RunRecord,
+        entries: Sequence[LedgerEntry],
+        data: DataConfig,
+        *,
+        public: bool,
     ) -> EarlierRows:
         """The rows of a run, and of those that it started from.
 
@@ -48,26 +54,34 @@ class EarlierRows:
             record: of the run.
             entries: of its ledger.
             data: where it had its rows from.
+            public: whether all of these rows are called public.
         """
         own = {
             "rows": record.train_fingerprint,
             "store": record.train_store,
             "test": record.test_fingerprint,
+            "public": public,
         }
-        before = [e for e in entries if e.kind == "earlier_run" and "earlier" in e.details]
-        nobody: dict[str, str | None] = dict.fromkeys(own)
-        known: list[Any] = [item for e in before for item in e.details.get(DETAIL, [nobody])]
+        known: list[dict[str, Any]] = []
+        for entry in entries:
+            if entry.kind == "earlier_run" and "earlier" in entry.details:
+                called = public or entry.treatment == "public_data_only"
+                items = entry.details.get(DETAIL, [dict.fromkeys(own)])
+                known.extend({**item, "public": called or bool(item["public"])} for item in items)
         return cls((*known, own), data)
 
-    def to_list(self) -> list[dict[str, str | None]]:
+    def to_list(self) -> list[dict[str, Any]]:
         """Plain data, for an entry's details."""
         return [dict(item) for item in self.known]
 
-    def shares(self, train: ExampleStore, data: DataConfig) -> str | None:
-        """What rows to train on share with earlier training rows: "store" or "log"; None: nothing."""
+    def shared_with_public(self, train: ExampleStore, data: DataConfig) -> str | None:
+        """What rows to train on share with rows that are called public: "store" or "log"; None: nothing."""
         names = {train.fingerprint, train.whole_fingerprint}
-        if any(names & {item["rows"], item["store"]} for item in self.known):
+        public = [item for item in self.known if item["public"]]
+        if any(names & {item["rows"], item["store"]} for item in public):
             return "store"
+        if not self.known[-1]["public"]:
+            return None
         return "log" if not _files(self.data.train).isdisjoint(_files(data.train)) else None
 
     def test_rows(
@@ -81,7 +95,7 @@ class EarlierRows:
             test: the rows to test on.
             data: where both come from.
         """
-        others = [item for item in self.known if item["rows"] != train.fingerprint]
+        others = self._others(train)
         if found == "train_and_test" or not others:
             return found
         names = {test.fingerprint, test.whole_fingerprint}
@@ -102,7 +116,7 @@ class EarlierRows:
         if rows not in _TEST_ROWS:
             return rows
         names = {train.fingerprint, train.whole_fingerprint}
-        others = [item for item in self.known if item["rows"] != train.fingerprint]
+        others = self._others(train)
         if any(names & {item["test"], item["store"]} for item in others):
             return "train_and_test"
         if not others:
@@ -110,6 +124,11 @@ class EarlierRows:
         tested = self.data.test if isinstance(self.data.test, tuple) else self.data.train
         shared = not _files(tested).isdisjoint(_files(data.train))
         return "train_and_test" if shared else "declared_test"
+
+    def _others(self, train: ExampleStore) -> list[Mapping[str, Any]]:
+        """The runs that trained on other private rows than these."""
+        private = [item for item in self.known if not item["public"]]
+        return [item for item in private if item["rows"] != train.fingerprint]
 
 
 def _files(names: Sequence[str]) -> set[tuple[int, int]]:

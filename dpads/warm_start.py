@@ -57,11 +57,6 @@ class Start:
     rows: EarlierRows
     path: Path
 
-    @property
-    def is_public(self) -> bool:
-        """Whether people vouch that the parameters hold nothing of anybody's data."""
-        return self.plan is None
-
     def entries_beside(self, train: ExampleStore, data: DataConfig) -> list[Mapping[str, Any]]:
         """The first entries of the ledger of a run on some rows.
 
@@ -77,7 +72,7 @@ class Start:
         ]
 
     def check_rows(self, train: ExampleStore, data: DataConfig) -> None:
-        """Refuses rows of an earlier run as public where this run trains on them privately.
+        """Refuses rows as public, of an earlier run or of one before it, that this run trains on.
 
         Args:
             train: the rows, capped.
@@ -86,15 +81,13 @@ class Start:
         Raises:
             ConfigError: both are of one store, or of one log.
         """
-        if not self.is_public:
-            return
-        shared = self.rows.shares(train, data)
+        shared = self.rows.shared_with_public(train, data)
         if shared is not None:
             raise ConfigError(
-                f"[training] start_from_public: expected rows that are nobody's data, but {self.path} was "
-                f"trained on rows of the same {shared} as this run's training rows. Leave start_from_public "
-                "out, so that the earlier run is accounted for; rows that are public keep in a log and a "
-                "store of their own."
+                f"[training] start_from_public: expected rows that are nobody's data, but {self.path}, or a "
+                f"run that it started from, was trained on rows of the same {shared} as this run's training "
+                "rows, and called them public. Leave start_from_public out, so that the earlier run is "
+                "accounted for; rows that are public keep in a log and a store of their own."
             )
 
     def check_plan(self, plan: Plan) -> None:
@@ -157,8 +150,9 @@ def open_start(config: Config, begun: Ledger | None = None) -> Start | None:
     _check_whole(ledger, path)
     # What somebody looked at since this run began changed nothing of it.
     entries = ledger.entries[: _entries_at_start(begun)]
-    rows = EarlierRows.of_run(record, entries, load_config(path / files.CONFIG).data)
-    if config.training.start_from_public:
+    public, data = config.training.start_from_public, load_config(path / files.CONFIG).data
+    rows = EarlierRows.of_run(record, entries, data, public=public)
+    if public:
         known = {"head": ledger.head, "entries": len(ledger.entries), "parameters": digest}
         entry = given_entry(
             "Training starts from the parameters of an earlier run on rows that are called public",

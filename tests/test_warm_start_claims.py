@@ -119,6 +119,26 @@ def test_rows_of_a_run_before_the_earlier_one_are_known_again(
         train(store, start_from=tmp_path / "second", start_from_public=True)
 
 
+def test_rows_that_an_earlier_run_called_public_stay_public(
+    store: ExampleStore, other: ExampleStore, tmp_path: Path
+) -> None:
+    """What the earlier run's guarantee rests on would be false where they are trained on now."""
+    train(store, tmp_path / "free", **FREE)
+    train(other, tmp_path / "second", start_from=tmp_path / "free", start_from_public=True)
+    for rows in (store, store.split(0.3, seed=5)[0]):
+        with pytest.raises(ConfigError, match=r"nobody's data.*the same store"):
+            train(rows, start_from=tmp_path / "second")
+    third = train(other, tmp_path / "third", start_from=tmp_path / "second", test=0.3)
+    assert [item["public"] for item in third.ledger.entries[0].details["trained_on"]] == [
+        True,
+        False,
+    ]
+    assert evaluated(third) == ["train_and_test"]
+    with pytest.raises(ConfigError, match=r"nobody's data.*the same store"):
+        train(store, start_from=third)
+    assert not failure(tmp_path / "third")
+
+
 def test_the_same_log_is_known_again_where_it_is_prepared_anew(
     folder: Path, first: dpads.Run, tmp_path: Path
 ) -> None:
