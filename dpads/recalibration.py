@@ -25,7 +25,7 @@ from dpads.models.base import Model
 from dpads.models.calibration import Calibration
 from dpads.noise import RunKeys
 from dpads.private_sums import UnitVectors, noisy_sum
-from dpads.private_sums_config import COUNTING, RecalibrationConfig
+from dpads.private_sums_config import RecalibrationConfig
 from dpads.recalibration_fit import (
     NODES,
     SPACING,
@@ -68,7 +68,10 @@ def recalibrated(
         - A row's vector is at most release.l2_clip_norm long, so is a unit's, and none has to be cut.
     """
     bounds = LabelBounds.of(store.schema, config)
-    means = Means(store.schema.task, bounds.largest_label, bounds.largest_exposure)
+    has_exposure = store.schema.exposure is not None
+    means = Means(
+        store.schema.task, bounds.largest_label, bounds.largest_exposure if has_exposure else None
+    )
 
     def read() -> Iterator[UnitVectors]:
         for batch, counts in unit_batches(store, privacy, bounds):
@@ -76,10 +79,8 @@ def recalibrated(
             logits = model.output.uncalibrated(
                 model.tower.logits(model.features(batch)).astype(np.float64)
             )
-            with np.errstate(over="ignore", invalid="ignore"):
-                residuals = (bounds.label(batch) - means.of(logits, exposure)) * counts
-            rows = counts * exposure * (COUNTING * bounds.largest_label / bounds.largest_exposure)
-            yield row_vectors(logits, residuals, rows, batch.unit_offsets)
+            labels = bounds.label(batch)
+            yield row_vectors(logits, labels * counts, exposure * counts, means, batch.unit_offsets)
 
     kind = config.resolved(store.schema)
     sums = noisy_sum(
@@ -92,13 +93,12 @@ def recalibrated(
         f"share of {release.share:g} of the budget",
         read,
     )
-    per_row = COUNTING * bounds.largest_label / bounds.largest_exposure
     seen = Seen(
         total=float(sums[0]),
         residuals=sums[1 : 1 + len(NODES)],
-        rows=sums[1 + len(NODES) :] / per_row,
+        rows=sums[1 + len(NODES) :] / means.per_row,
         residual_stddev=release.noise_stddev,
-        rows_stddev=release.noise_stddev / per_row,
+        rows_stddev=release.noise_stddev / means.per_row,
         means=means,
     )
     return fit_buckets(seen) if kind == "buckets" else fit_scale_and_bias(seen)
@@ -106,17 +106,19 @@ def recalibrated(
 
 def row_vectors(
     logits: NDArray[np.float64],
-    residuals: NDArray[np.float64],
-    rows: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    exposure: NDArray[np.float64],
+    means: Means,
     unit_offsets: NDArray[np.int64] | None,
 ) -> UnitVectors:
-    """Each row's residual, in the total, and with its count shared between the two nodes beside its logit.
+    """Each row's residual and count, shared between the two nodes beside its logit, and the total residual.
 
     Args:
         logits: float64[n]; beyond the first and the last node they count as there, and one that is not
             a number makes its unit count as nothing.
-        residuals: float64[n].
-        rows: float64[n].
+        labels: float64[n], cut, times what the row counts for.
+        exposure: float64[n], likewise.
+        means: what is subtracted at a node.
         unit_offsets: int64[units + 1], or None where every row is a unit.
     """
     inside = np.clip(np.nan_to_num(logits), NODES[0], NODES[-1])
@@ -125,10 +127,13 @@ def row_vectors(
     upper = places - lower
     entries = np.empty((len(logits), _PLACES), np.int64)
     values = np.empty((len(logits), _PLACES))
-    entries[:, 0], values[:, 0] = 0, residuals
+    rows = exposure * means.per_row
+    subtracted = means.subtracted(NODES)
     for column, (node, hat) in ((1, (lower, 1.0 - upper)), (2, (lower + 1, upper))):
-        entries[:, column], values[:, column] = 1 + node, residuals * hat
+        entries[:, column] = 1 + node
+        values[:, column] = hat * (labels - exposure * subtracted[node])
         entries[:, column + 2], values[:, column + 2] = 1 + node + len(NODES), rows * hat
+    entries[:, 0], values[:, 0] = 0, values[:, 1] + values[:, 2]
     values[np.isnan(logits)] = np.nan
     offsets = np.arange(len(logits) + 1) if unit_offsets is None else unit_offsets
     return UnitVectors(offsets * _PLACES, entries.reshape(-1), values.reshape(-1))

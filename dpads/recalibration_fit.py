@@ -2,14 +2,15 @@
 
 At node b of the logit, with the hat function h_b (1 at its node, 0 at the next), the sums are
 
-    residuals[b] = sum_i h_b(z_i) * (y_i - f(z_i))      labels less what the model predicts
+    residuals[b] = sum_i h_b(z_i) * (y_i - f(z_b))      labels less what the model predicts at the node
     rows[b]      = sum_i h_b(z_i) * exposure_i          1 a row where the schema has no exposure
-    total        = sum_i (y_i - f(z_i))                 all residuals under the noise of one
+    total        = sum_b residuals[b]                   all of them under the noise of one
 
-with noise of a known size. Where true logits are g(z), residuals are sum_i h_b(z_i) * (f(g(z_i)) - f(z_i)) on
-average, which `rows` tells, and which is nothing at the identity: there no approximation enters. The fit is
-Bayesian with the identity as its centre, shrunk once more by how far it exceeds what noise alone would gain
-(after James and Stein 1961): where nothing is seen, nothing is changed.
+with noise of a known size. Where true logits are g(z), residuals are sum_i h_b(z_i) * (f(g(z_i)) - f(z_b)) on
+average, which `rows` tells: exactly where rows are spread evenly within a cell, and to spacing^2 / 8 of
+the mean wherever they are. The fit is Bayesian with the identity as its centre, shrunk once more by how
+far it exceeds what noise alone would gain (after James and Stein 1961): where nothing is seen, nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.models.calibration import Buckets, ScaleAndBias
+from dpads.private_sums_config import COUNTING
 from dpads.schema import Task
 
 Vector = NDArray[np.float64]
 
-SPACING: Final = 0.5
+SPACING: Final = 0.25
 NODES: Final = np.arange(-12.0, 4.0 + SPACING, SPACING)  # of the logit, or the logarithm of a rate
 
 # Before the sums are seen: of the bias at the centre, of the logarithm of the scale, of one bucket.
@@ -45,27 +47,43 @@ _SEEN: Final = 2.0  # standard deviations of noise that a node's rows must have 
 
 @dataclass(frozen=True)
 class Means:
-    """What a task expects of a label, given a logit, and how that moves.
+    """What a task expects of a label over one unit of exposure, given a logit, and how that moves.
 
     Attributes:
         task: "ctr", "cvr" or "count".
         largest_label: above which labels are cut, and so what is expected.
-        exposure: of a row; of counts.
+        largest_exposure: of a row; None where every row has the same.
     """
 
     task: Task
     largest_label: float
-    exposure: float = 1.0
+    largest_exposure: float | None = None
 
-    def of(self, logits: Vector, exposure: Vector | float = 1.0) -> Vector:
-        """The mean of the cut label of a row."""
-        if self.task != "count":
-            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
-        return cut_mean(exposure * np.exp(np.minimum(logits, 60.0)), self.largest_label)
+    @property
+    def per_row(self) -> float:
+        """What a row of one unit of exposure puts into `rows`."""
+        return COUNTING * self.largest_label / (self.largest_exposure or 1.0)
 
     def rate(self, logits: Vector) -> Vector:
-        """The mean over one unit of exposure."""
-        return self.of(logits, self.exposure) / self.exposure
+        """The mean of a label where true logits are these.
+
+        What the cut takes off depends on a row's exposure, which the sums do not tell: with exposures it
+        is left out, as true counts seldom reach the bound.
+        """
+        if self.task != "count":
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+        means = np.exp(np.minimum(logits, 60.0))
+        return means if self.largest_exposure is not None else cut_mean(means, self.largest_label)
+
+    def subtracted(self, logits: Vector) -> Vector:
+        """What is taken off a label: the model's own mean, or near it.
+
+        Times the largest exposure it is at most the largest label, whatever the model says.
+        """
+        if self.largest_exposure is None:
+            return self.rate(logits)
+        most = self.largest_label / self.largest_exposure
+        return np.asarray(-most * np.expm1(-np.exp(np.minimum(logits, 60.0)) / most))
 
     def slope(self, logits: Vector) -> Vector:
         """The derivative of `rate`."""
@@ -201,31 +219,36 @@ def fit_buckets(seen: Seen) -> Buckets:
 def _expected(seen: Seen, calibrate: Callable[[Vector], Vector]) -> Vector:
     """Expected residuals at the nodes where true logits are `calibrate` of the model's.
 
-    A hat function averages over its neighbourhood: with D the change of the mean and n the rows, the sum at
-    a node is n (D + h^2/12 D'') + h/12 (n_next - n_previous) D', to the fourth order of the spacing h.
+    A hat function averages over its neighbourhood: with m the mean and n the rows, the sum of labels at a
+    node is n (m + h^2/12 m'') + h/12 (n_next - n_previous) m', to the fourth order of the spacing h.
     """
     means, step = seen.means, 1e-3
 
-    def change(logits: Vector) -> Vector:
-        return means.rate(calibrate(logits)) - means.rate(logits)
+    def mean(logits: Vector) -> Vector:
+        return means.rate(calibrate(logits))
 
-    here, above, below = change(NODES), change(NODES + step), change(NODES - step)
+    here, above, below = mean(NODES), mean(NODES + step), mean(NODES - step)
     second = (above - 2.0 * here + below) / step**2
     first = (above - below) / (2.0 * step)
     around = np.zeros(len(NODES))
     around[1:-1] = seen.rows[2:] - seen.rows[:-2]
-    expected = seen.rows * (here + SPACING**2 / 12.0 * second) + SPACING / 12.0 * around * first
+    labels = seen.rows * (here + SPACING**2 / 12.0 * second) + SPACING / 12.0 * around * first
+    expected = labels - seen.rows * means.subtracted(NODES)
     return np.asarray(np.where(seen.rows > 0.0, expected, 0.0))
 
 
 def _precision(seen: Seen, logits: Vector) -> Vector:
-    """Of the total and the residuals: noise of their own, and the labels', which they share.
+    """Of the total and the residuals: noise of their own, and the labels' and rows', which they share.
 
     Returns:
         float64[1 + nodes, 1 + nodes], the inverse of the covariance.
     """
     own = np.eye(len(_WITH_TOTAL)) * seen.residual_stddev**2
-    labels = seen.rows * seen.means.variance(logits)
+    means = seen.means
+    labels = seen.rows * means.variance(logits)
+    # What noise in the number of rows makes of what is expected.
+    expected = seen.rows_stddev * (means.rate(logits) - means.subtracted(NODES))
+    labels += np.where(seen.rows > 0.0, expected**2, 0.0)
     return np.asarray(np.linalg.inv(own + (_WITH_TOTAL * labels) @ _WITH_TOTAL.T))
 
 

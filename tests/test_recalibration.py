@@ -179,11 +179,11 @@ def test_sums_are_those_of_the_rows_one_by_one(
             model.tower.logits(model.features(batch)).tolist(), batch.labels.tolist(), strict=True
         ):
             share = 1.0 / len(rows)
-            residual = share * (label - 1.0 / (1.0 + math.exp(-logit)))
-            expected[0] += residual
             at = min(max(logit, -12.0), 4.0)
             for number, node in enumerate(NODES.tolist()):
                 hat = max(0.0, 1.0 - abs(at - node) / SPACING)
+                residual = share * (label - 1.0 / (1.0 + math.exp(-node)))
+                expected[0] += hat * residual
                 expected[1 + number] += hat * residual
                 expected[1 + len(NODES) + number] += hat * share * COUNTING
         np.testing.assert_allclose(vectors[unit], expected, atol=2e-6)
@@ -191,7 +191,9 @@ def test_sums_are_those_of_the_rows_one_by_one(
 
 def test_a_row_whose_logit_is_not_a_number_makes_its_unit_count_as_nothing() -> None:
     logits = np.array([0.3, math.nan, -2.0])
-    vectors = stage.row_vectors(logits, np.ones(3), np.ones(3), np.array([0, 2, 3]))
+    vectors = stage.row_vectors(
+        logits, np.ones(3), np.ones(3), Means("ctr", 1.0), np.array([0, 2, 3])
+    )
     assert np.isnan(vectors.values[5:10]).all()
     assert np.isfinite(vectors.values[10:]).all()
 
@@ -208,8 +210,7 @@ def test_hat_functions_share_a_row_between_two_nodes(
     rows: list[tuple[float, float, float]],
 ) -> None:
     logits, labels, weights = (np.array(column) for column in zip(*rows, strict=True))
-    residuals = (labels - Means("ctr", 1.0).of(logits)) * weights
-    vectors = stage.row_vectors(logits, residuals, COUNTING * weights, None)
+    vectors = stage.row_vectors(logits, labels * weights, weights, Means("ctr", 1.0), None)
     for number in range(len(rows)):
         entry = vectors.values[5 * number : 5 * number + 5]
         assert np.linalg.norm(entry) <= math.sqrt(2.0 + COUNTING**2) * weights[number] * (1 + 1e-12)
@@ -228,12 +229,7 @@ def seen_of(
     rng: np.random.Generator,
 ) -> Seen:
     """The noisy sums of rows, as the stage makes them."""
-    vectors = stage.row_vectors(
-        logits,
-        labels - means.of(logits),
-        np.full(len(logits), COUNTING * means.largest_label),
-        None,
-    )
+    vectors = stage.row_vectors(logits, labels, np.ones(len(logits)), means, None)
     sums = np.bincount(vectors.places, weights=vectors.values, minlength=stage.COORDINATES)
     stddev = noise_multiplier * means.largest_label * math.sqrt(2.0 + COUNTING**2)
     sums = sums + stddev * rng.normal(size=len(sums))
@@ -624,3 +620,31 @@ def test_bounds_of_a_row(counts: ExampleStore) -> None:
     )  # at four times the exposure, a quarter of the count
     np.testing.assert_allclose(label[cut], np.minimum(rates, 3.0))
     assert label.max() == 3.0
+
+
+@pytest.mark.parametrize("largest_exposure", [1.0, 10.0])
+def test_exposures_that_differ_do_not_bias_a_model_that_predicts_far_too_much(
+    largest_exposure: float,
+) -> None:
+    """Predicted rates near 1, true ones near 0.06, exposures from 0.1 to 10, a true count over 5 is rare."""
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(6):
+        logits = rng.normal(0.0, 0.4, 40_000)
+        exposure = rng.uniform(0.1, 10.0, len(logits))
+        labels = rng.poisson(exposure * np.exp(logits - 2.8)).astype(float)
+        used = np.minimum(exposure, largest_exposure)
+        cut = np.minimum(labels * used / exposure, 5.0)
+        means = Means("count", 5.0, largest_exposure)
+        per_row = means.per_row
+        vectors = stage.row_vectors(logits, cut, used, means, None)
+        assert np.abs(vectors.values).max() <= 5.0
+        sums = np.bincount(vectors.places, weights=vectors.values, minlength=stage.COORDINATES)
+        stddev = 12.0 * 5.0 * math.sqrt(2.0 + COUNTING**2)
+        sums = sums + stddev * rng.normal(size=len(sums))
+        rows = sums[1 + len(NODES) :] / per_row
+        seen = Seen(float(sums[0]), sums[1 : 1 + len(NODES)], rows, stddev, stddev / per_row, means)
+        calibrated = fit_scale_and_bias(seen).apply(logits)
+        found.append(float((exposure * np.exp(calibrated)).sum() / labels.sum()))
+    assert np.mean(found) == pytest.approx(1.0, abs=0.08)
+    assert np.std(found) < 0.12
