@@ -16,6 +16,7 @@ def declaration_checks(inputs: StatementInputs) -> list[Check]:
         *_public_numbers(inputs),
         *_fitted(inputs),
         *_start(inputs),
+        *_module(inputs),
         *_carried(inputs),
         *_ledger(inputs),
         *_kept_inside(inputs),
@@ -188,6 +189,22 @@ def _carried(inputs: StatementInputs) -> list[Check]:
             note=None
             if agree
             else "The ledger does not hold the event of earlier runs that the plan was made with.",
+        )
+    ]
+
+
+def _module(inputs: StatementInputs) -> list[Check]:
+    """What no trial of a user's own module can show."""
+    if not inputs.users_module:
+        return []
+    return [
+        _by_people(
+            inputs,
+            "model.examples_apart",
+            "The forward pass of the user's module treats each example alone and keeps nothing between "
+            "calls, whatever rows hold; so does helper code that it calls, which is in none of the model's "
+            "digests.",
+            "The model is a user's torch module; code cannot know what it does to rows that nobody tried.",
         )
     ]
 

@@ -126,7 +126,13 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "models/torch_tower.py::TorchTower"),
         (_CODE, "models/torch_module_checks.py::check_module"),
         (_CODE, "models/torch_module_checks.py::find_blocks"),
+        (_CODE, "models/torch_module_state.py::KeptState"),
         (_TEST, "tests/test_module_tower.py::test_an_examples_bits_are_its_own"),
+        (
+            _TEST,
+            "tests/test_module_mixing.py::test_a_module_that_mixes_large_or_many_equal_rows_is_refused",
+        ),
+        (_TEST, "tests/test_module_mixing.py::test_a_module_sees_no_more_rows_than_a_block"),
         (_TEST, "tests/test_clipping.py::test_a_layer_that_mixes_examples_is_refused"),
         (_TEST, "tests/test_clipping.py::test_equals_autograd_one_unit_at_a_time"),
     ),

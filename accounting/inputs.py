@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpads.accounting import compared, events
+from dpads.accounting.earlier import WITH_MODULE
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.relation import Relation
@@ -153,6 +154,12 @@ class StatementInputs:
     def carried(self) -> events.EventTree | None:
         """What the plan counts of earlier runs; None where there are none."""
         return self.plan.get("carried")
+
+    @property
+    def users_module(self) -> bool:
+        """Whether the model is a user's torch module: by its kind, or by what the ledger says of it."""
+        given = any(entry.description == WITH_MODULE for entry in self.entries("earlier_run"))
+        return given or self.model == "torch"
 
     @property
     def planned_event(self) -> events.EventTree | None:

@@ -68,7 +68,7 @@ _OF_SOME_RUNS = frozenset(
         "public_rows.are_public", "tuning.declared", "tuning.fixed_in_advance",
         "tuning.runs_counted", "initialisation.from_earlier_run", "initialisation.vouched_for",
         "initialisation.earlier_assumptions", "initialisation.rate_is_public",
-        "initialisation.earlier_accounted",
+        "initialisation.earlier_accounted", "model.examples_apart",
     }
 )  # fmt: skip
 """Checks that may be of some runs alone; of which, and who spoke for which, is said nowhere else."""
@@ -81,6 +81,7 @@ _BASES_OF_SOME_RUNS: Mapping[str, frozenset[str]] = {
     "initialisation.earlier_accounted": frozenset({str(Basis.ENFORCED)}),
     "initialisation.vouched_for": _PEOPLE,
     "initialisation.rate_is_public": _PEOPLE,
+    "model.examples_apart": _PEOPLE,
     "initialisation.earlier_assumptions": _PEOPLE,
     "calibration.accounted": frozenset({str(Basis.VERIFIED)}),
     "reference.kept_inside": _PEOPLE,

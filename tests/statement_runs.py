@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from dpads.accounting import events
-from dpads.accounting.earlier import earlier_entries, given_entry
+from dpads.accounting.earlier import WITH_MODULE, earlier_entries, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger
@@ -232,6 +232,7 @@ def started_from(*rests_on: str, tuning: str | None = "none", **keys: Any) -> di
 
 
 GIVEN = given_entry("Parameters of a model of public rows")
+WITH_A_MODULE = given_entry(WITH_MODULE)
 EARLIER = started_from(evaluated_on=())
 RESTING = started_from("Somebody vouches for this.", "And for that.", reference=True)
 RUNS: dict[str, dict[str, Any]] = {
@@ -358,6 +359,12 @@ RUNS: dict[str, dict[str, Any]] = {
         before=(*EARLIER["before"], {**EARLIER["before"][0], "dp_event": OWN}), extra=(NOISY_COUNT,)
     ),
     "started from given parameters": {"before": (GIVEN,)},
+    "a user's module": {"model": "torch", "before": (WITH_A_MODULE,)},
+    "a user's module, signed": {
+        "model": "torch",
+        "before": (WITH_A_MODULE,),
+        "human": EVERYTHING,
+    },
     "started from a run without noise": {
         "before": ({**GIVEN, "rows": "train", "treatment": "not_covered"},)
     },
@@ -433,6 +440,7 @@ JOINT: dict[str, list[dict[str, Any]]] = {
         {**started_from(tuning="not_accounted"), "run": "b", "human": {"tuning": "not_accounted"}},
     ],
     "one of them started from another": [{}, {**RESTING, "run": "b"}, {"before": (GIVEN,)}],
+    "one with a user's module": [{}, {"model": "torch", "before": (WITH_A_MODULE,), "run": "b"}],
     "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
 }
 STATEMENTS = (*RUNS, *JOINT)

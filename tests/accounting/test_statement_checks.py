@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from statement_runs import (
     STORE_COUNT,
     TUNED,
     USERS,
+    WITH_A_MODULE,
     another,
     run_inputs,
     statement_of,
@@ -34,6 +36,7 @@ from dpads.accounting import events
 from dpads.accounting.checks import ClaimLevel
 from dpads.accounting.evidence import EVIDENCE
 from dpads.accounting.inputs import StatementInputs
+from dpads.accounting.sealing import sealed
 from dpads.accounting.statement import GuaranteeStatement, joint_statement, make_statement
 
 TRUNCATED = {**PUBLIC, "sampler": "truncated_poisson"}
@@ -184,6 +187,7 @@ PEOPLE = {
     "initialisation.earlier_assumptions": {**RESTING},
     "initialisation.rate_is_public": {"public_rate": True},
     "initialisation.vouched_for": {"before": (GIVEN,)},
+    "model.examples_apart": {"model": "torch"},
     "public_rows.are_public": {"extra": ({**PUBLIC_ROWS, "kind": "reference"},)},
     "tuning.fixed_in_advance": {"extra": ({**ANOTHER, "details": {}},)},
 }
@@ -230,6 +234,33 @@ def test_what_only_people_can_answer_for_makes_a_claim_conditional(name: str) ->
     signed = make_statement(run_inputs(**PEOPLE[name], human=EVERYTHING))
     assert signed.claim_level is ClaimLevel.CONDITIONAL
     assert check_of(signed, name)["asserted_by"] == EVERYTHING["asserted_by"]
+
+
+def test_a_users_module_is_known_by_its_kind_or_by_the_ledger() -> None:
+    for given in ({"model": "torch"}, {"before": (WITH_A_MODULE,)}):
+        statement = make_statement(run_inputs(**given))
+        mixing = check_of(statement, "model.no_cross_example_ops")
+        assert mixing["basis"] == "verified"
+        assert "tried on made-up rows of this module" in mixing["note"]
+        assert check_of(statement, "model.examples_apart")["load_bearing"]
+        assert statement.claim_level is ClaimLevel.CONDITIONAL
+    built_in = make_statement(run_inputs())
+    assert check_of(built_in, "model.no_cross_example_ops")["basis"] == "enforced_by_code"
+    assert "model.examples_apart" not in {c["id"] for c in built_in.data["checks"]}
+
+
+def test_the_assumption_about_a_users_module_cannot_be_left_out() -> None:
+    data = copy.deepcopy(dict(statement_of("a user's module").data))
+    checks = data["checks"]
+    data["checks"] = [c for c in checks if c["id"] != "model.examples_apart"]
+    assert '"model.examples_apart" is not among them' in failure(sealed(data))
+    data["subject"]["model_kind"] = "mlp"  # the ledger says so, too
+    assert '"model.examples_apart" is not among them' in failure(sealed(data))
+    data["checks"] = copy.deepcopy(checks)
+    for check in data["checks"]:
+        if check["id"] in ("model.examples_apart", "model.no_cross_example_ops"):
+            check["basis"] = "enforced_by_code"
+    assert "/basis: " in failure(sealed(data))
 
 
 def test_an_earlier_run_without_noise_leaves_no_claim() -> None:
