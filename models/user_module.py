@@ -30,7 +30,8 @@ class TorchModule(Description):
     Attributes:
         module: the module's class.
         structure: SHA-256 of its layers, shapes, constants and of what its embeddings read.
-        code: SHA-256 of the code of its classes.
+        code: SHA-256 of the code of its classes, and of functions that its layers hold; helper functions
+            that these call are not in it: whoever vouches for the module vouches for them too.
         initial: SHA-256 of its initial parameters.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,43 @@ def test_digests_tell_structure_code_and_parameters_apart() -> None:
     assert of(frozen).structure != base.structure
     padded = Simple(0)
     assert of(padded).structure != base.structure
+
+
+def test_digests_know_tensors_and_functions_that_layers_hold() -> None:
+    class Holding(Simple):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            for value in self.parameters():
+                nn.init.normal_(value)
+            self.shift, self.steps = torch.zeros(2), [np.zeros(3), torch.ones(2)]
+            self.scale: Any = lambda value: value
+            self.power = functools.partial(pow, 2)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return super().forward(a, b)
+
+    def of(**changes: Any) -> TorchModule:
+        module = Holding()
+        for name, value in changes.items():
+            setattr(module, name, value)
+        return dpads.models.from_torch(module, SIMPLE, inputs=arguments)
+
+    def times(factor: float) -> Any:
+        return lambda value: value * factor
+
+    base = of()
+    assert of() == base
+    assert of(shift=torch.ones(2)).structure != base.structure
+    assert of(steps=[np.ones(3), torch.ones(2)]).structure != base.structure
+    assert of(steps=[np.zeros(3), torch.zeros(2)]).structure != base.structure
+    assert of(scale=lambda value: value * 3).code != base.code
+    assert of(scale=times(2.0)).code != of(scale=times(3.0)).code
+    assert of(scale=times(2.0)).code == of(scale=times(2.0)).code
+    assert of(power=functools.partial(pow, 3)).code != base.code
+    hooked = Holding()
+    hooked.out.register_forward_hook(lambda layer, given, output: None)
+    assert dpads.models.from_torch(hooked, SIMPLE, inputs=arguments).code != base.code
 
 
 def test_memory_is_estimated_without_allocating() -> None:
