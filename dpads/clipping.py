@@ -18,7 +18,7 @@ from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
 from dpads.kernels.merge import SortedPlaces, like, merge_runs, sort_places
 from dpads.kernels.workers import Task, get_workers, over
-from dpads.models.base import Model
+from dpads.models.base import Model, Tower
 from dpads.models.gradients import ChunkGradients, DenseSums
 from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 
@@ -27,6 +27,9 @@ CHUNK = 1024
 CHUNK_STEP = 64
 SUMMED_AT_A_TIME = 1 << 19
 SORTED_AT_A_TIME = 1 << 15
+# Part of the clip norm by which rounding in float64 may move a sum: a quarter of the sensitivity's slack, of
+# which groups in float32 take six tenths.
+LARGEST_ROUNDING = 2.0**-12
 _NO_GROUPS = np.empty(0, np.int64)
 
 
@@ -295,6 +298,43 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
         merged = np.add.reduceat(values, runs.starts[:-1]) if len(values) else values
         groups[name] = KnownSums(runs.rows, merged)
     return ClippedSum(dense, groups, first.l2_clip_norm)
+
+
+def rounding_of(tower: Tower, units: int, rows_per_unit: int) -> float:
+    """How far rounding moves a float64 sum over a batch when a unit joins or leaves, at most, in clip norms.
+
+    A chunk's product sums a vector for every position of its examples, and the sum over chunks goes on with
+    that: as many terms in turn err by 2^-53 each of all terms' absolute values. These are a clip norm a unit;
+    where parts of a unit may cancel, 1 / `clip.CANCELLATION_FLOOR` of it. Sums with and without the unit err
+    so much each.
+
+    Args:
+        tower: whose layers may read several vectors an example.
+        units: in a batch.
+        rows_per_unit: at most.
+    """
+    chunk = min(CHUNK, tower.examples_at_a_time)
+    terms = (chunk + rows_per_unit - 1) * tower.positions + units * rows_per_unit / chunk
+    may_cancel = tower.positions > 1 or rows_per_unit > 1
+    return 2.0 * terms * 2.0**-53 * units / (clip.CANCELLATION_FLOOR if may_cancel else 1.0)
+
+
+def check_rounding(tower: Tower, units: int, rows_per_unit: int) -> None:
+    """Refuses batches whose rounding the sensitivity's slack would not cover.
+
+    Raises:
+        ConfigError: the message says how many units a batch may have.
+    """
+    most = units
+    while most > 1 and not rounding_of(tower, most, rows_per_unit) <= LARGEST_ROUNDING:
+        most //= 2
+    if most < units:
+        raise ConfigError(
+            f"Expected batches of at most {most:,} units, got expected_batch_size = {units:,}: layers of "
+            f"this model read up to {tower.positions:,} vectors an example, {tower.examples_at_a_time:,} "
+            "examples at a time, and rounding in sums over more units is not covered by the slack of the "
+            "sensitivity. Lower training.expected_batch_size, or let layers read fewer vectors."
+        )
 
 
 def check_clip_norm(l2_clip_norm: Any) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
 from dpads.checkpoint import Checkpoint, CheckpointFolder
-from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
+from dpads.clipping import ClippedSum, Workspace, add_sums, check_rounding, clip_batch
 from dpads.drawing import BatchSource, Drawn, Piece
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
@@ -136,6 +136,9 @@ class Trainer:
             backend=settings.backend,
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
+        if noise_stddev > 0:
+            rows = plan.privacy.rows_per_unit
+            check_rounding(self.model.tower, mechanism.expected_batch_size, rows)
         self.model.output = dataclasses.replace(
             self.model.output,
             positive_weight=settings.positive_weight,

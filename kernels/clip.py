@@ -22,7 +22,7 @@ SMALLEST_NORMAL = np.float32(2.0**-126)
 # Parts of a unit that cancel leave rounding of the order of the parts. Clipping by at least 1/16 of the
 # parts' total keeps that of a factor, 2^-24, below 2^-20 of the clip norm, and that of float64 sums, whose
 # terms are all units' parts, below 2 (1024 + N / 1024) 2^-53 * 16 n clip norms for n units with N examples:
-# 2^-14 for the 2^20 units and 2^24 examples that a batch may have.
+# 2^-14 for the 2^20 units and 2^24 examples that a batch may have; `clipping.rounding_of` is the bound.
 CANCELLATION_FLOOR = 2.0**-4
 # Float32 products over at most so many examples, summed in float64. n gradients of norm C or less move a
 # float32 sum by less than (n^2 / 2 + n) 2^-24 C, whatever the order; a unit more or less changes one group's

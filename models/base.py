@@ -33,10 +33,12 @@ class Tower(ABC):
     Attributes:
         module: the backend's definition of it: features, [B, width], to logits, [B].
         examples_at_a_time: that `gradients` should get, for the sake of memory.
+        positions: vectors that an example passes through one layer, at most.
     """
 
     module: Any
     examples_at_a_time: int = 1024
+    positions: int = 1
 
     @property
     @abstractmethod

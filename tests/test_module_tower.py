@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from brute_force import as_dense, batches, clipped, perturb, schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import PRIVACY
 from test_models_contract import rows_of, taken
 from torch import nn
 from torch_modules import GOOD, REFUSED, WIDTH, Attention, Pair, Squeezed, layers
 
 import dpads
+from dpads import clipping
 from dpads.batch import Targets
 from dpads.clipping import clip_batch
 from dpads.errors import ConfigError
@@ -24,6 +27,7 @@ from dpads.kernels.workers import set_threads
 from dpads.models import torch_module_checks, torch_owners
 from dpads.models.torch_module_tower import ModuleTower
 from dpads.row_sums import batch_reads
+from dpads.store import ExampleStore
 
 every_module = pytest.mark.parametrize("name", GOOD)
 
@@ -291,3 +295,45 @@ def test_checks_leave_parameters_as_they_were() -> None:
     with pytest.raises(ZeroDivisionError), torch_module_checks.moved(tower):
         raise ZeroDivisionError
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+class Sequence(nn.Module):
+    """A linear layer on many vectors of each example."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.positions = positions
+        self.each, self.last = nn.Linear(WIDTH, 2), nn.Linear(2, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        steps = torch.linspace(-1, 1, self.positions, dtype=features.dtype)
+        vectors = features[:, None, :] * steps[None, :, None]
+        logits: torch.Tensor = self.last(self.each(vectors).tanh().mean(dim=1)).squeeze(1)
+        return logits
+
+
+def test_rounding_that_grows_with_the_vectors_of_an_example_stays_within_the_slack(
+    train_store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = ModuleTower(Sequence(256), "ctr", WIDTH)
+    assert tower.positions == 256
+    assert tower.examples_at_a_time == 64  # products and sums of products round alike
+    assert clipping.rounding_of(tower, 2**20, 1) <= 2.0**-12
+    assert clipping.rounding_of(dpads.models.Mlp().init(schema_of()).tower, 2**20, 16) < 2.0**-13
+    tower.examples_at_a_time = 1024  # a chunk of sums over 2^18 vectors
+    assert clipping.rounding_of(tower, 2**20, 1) > 2.0**-10
+    with pytest.raises(
+        ConfigError, match=r"at most 131,072 units, got .* = 1,048,576.*256 vectors"
+    ):
+        clipping.check_rounding(tower, 2**20, 1)
+    clipping.check_rounding(tower, 2**17, 1)
+    tower.examples_at_a_time, tower.positions = 1, 1 << 14
+    with pytest.raises(ConfigError, match="at most 131,072 units"):
+        clipping.check_rounding(tower, 2**20, 1)
+    monkeypatch.setattr(clipping, "LARGEST_ROUNDING", 1e-12)
+    with pytest.raises(ConfigError, match="Expected batches of at most"):
+        dpads.train(
+            train_store, model=dpads.models.Logistic(), privacy=PRIVACY, expected_batch_size=100,
+            epochs=1, out=tmp_path / "run",
+        )  # fmt: skip
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
