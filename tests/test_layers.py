@@ -25,7 +25,8 @@ LAYERS = [
     },
     {
         "cli", "report", "record", "run", "exporting", "estimators", "verifying", "sweep", "sweeping",
-        "selecting", "tune_config", "warm_start", "start_rows", "private_selection", "private_score", "recipe", "recipes",
+        "selecting", "tune_config", "warm_start", "start_rows", "private_selection", "private_score",
+        "recipe", "recipes",
     },
 ]  # fmt: skip
 # The package's own front door and the console script stand above all layers.
