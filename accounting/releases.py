@@ -161,7 +161,7 @@ def mu_of(epsilon: float, delta: float) -> float:
 
     Examples:
         >>> round(mu_of(1.0, 1e-6), 4)
-        0.2383
+        0.2367
 
     References:
         Dong, Roth and Su (2022), arXiv 1905.02383, Corollary 2.13.

@@ -7,6 +7,7 @@ Every error names the key by its dotted path.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -253,7 +254,9 @@ def _model(table: dict[str, Any]) -> Description:
     for key in table:
         if key not in known:
             names = ", ".join(f'"{item}"' for item in known) or "none"
-            raise ConfigError(f'Unknown key "model.{key}": model "{name}" knows {names}.')
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+            hint = f' Did you mean "{close[0]}"?' if close else ""
+            raise ConfigError(f'Unknown key "model.{key}": model "{name}" knows {names}.{hint}')
     return _read(REGISTRY[name], table, "model", {})
 
 

@@ -190,7 +190,11 @@ BAD = [
     ("model.hidden=[1]", ConfigError, 'Unknown key "model.hidden"'),
     ("model={}", ConfigError, '[model] needs "name"'),
     ("model=3", ConfigError, "[model]: expected a table, got 3."),
-    ('model={name="mlp", hiden=[1]}', ConfigError, '"model.hiden". Did you mean "hidden"'),
+    (
+        'model={name="mlp", hiden=[1]}',
+        ConfigError,
+        '"model.hiden": model "mlp" knows "embedding_dim", "hidden", "wide". Did you mean "hidden"?',
+    ),
     ('model={name="mlp", hidden=5}', ConfigError, "model.hidden: expected a valid list, got 5."),
     ('model={name="mlp", hidden=[0]}', ConfigError, "[model] Expected hidden"),
     ("data.tets=1", ConfigError, 'Unknown key "data.tets". Did you mean "test"?'),

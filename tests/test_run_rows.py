@@ -28,7 +28,9 @@ def test_split_seed_alone_says_which_rows_are_tested(train_store: ExampleStore) 
     same = fingerprints(1, None)
     assert fingerprints(1, 1) == fingerprints(2, 1) == same
     assert fingerprints(1, 2) != same
-    with pytest.raises(ConfigError, match=r"split_seed in \[0, 2\^63\), got -1"):
+    with pytest.raises(
+        ConfigError, match=r"split_seed to be a whole number in \[0, 2\^63\), got -1"
+    ):
         fingerprints(1, -1)
 
 
