@@ -119,7 +119,14 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "bags", "options"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "bags", "options"),
+    [
+        # With padded bags: half a minute each. What bags become is also tested in test_from_torch.py.
+        pytest.param(*case, marks=[pytest.mark.slow] if case[1] and case[0] != "DeepFM" else [])
+        for case in MODELS
+    ],
+)
 def test_equals_autograd_one_unit_at_a_time(
     deepctr: ModuleType, name: str, bags: bool, options: dict[str, Any]
 ) -> None:
@@ -146,7 +153,13 @@ def test_equals_autograd_one_unit_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("DeepFM", {}), ("DCN", {}), ("xDeepFM", {"cin_layer_size": (8, 4)})]
+    ("name", "options"),
+    [
+        ("DeepFM", {}),
+        # Like DeepFM; each takes as long as it does.
+        pytest.param("DCN", {}, marks=pytest.mark.slow),
+        pytest.param("xDeepFM", {"cin_layer_size": (8, 4)}, marks=pytest.mark.slow),
+    ],
 )
 def test_trains_privately_and_comes_back(
     deepctr: ModuleType, name: str, options: dict[str, Any], train_store: Any, test_store: Any
