@@ -21,6 +21,23 @@ def sgd_step(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _next_moments(
+    means: NDArray[np.float32],
+    squares: NDArray[np.float32],
+    i: int,
+    gradient: float,
+    beta1: float,
+    beta2: float,
+) -> tuple[float, float]:
+    """Moves the averages of coordinate i; returns them before they are rounded."""
+    mean = beta1 * np.float64(means[i]) + (1.0 - beta1) * gradient
+    square = beta2 * np.float64(squares[i]) + (1.0 - beta2) * gradient * gradient
+    means[i] = np.float32(mean)
+    squares[i] = np.float32(square)
+    return mean, square
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def adam_step(
     parameters: NDArray[np.float32],
     gradients: NDArray[np.float32],
@@ -54,10 +71,7 @@ def adam_step(
     root = 1.0 / np.sqrt(1.0 - beta2**step)
     for i in range(len(parameters)):
         gradient = np.float64(gradients[i])
-        mean = beta1 * np.float64(means[i]) + (1.0 - beta1) * gradient
-        square = beta2 * np.float64(squares[i]) + (1.0 - beta2) * gradient * gradient
-        means[i] = np.float32(mean)
-        squares[i] = np.float32(square)
+        mean, square = _next_moments(means, squares, i, gradient, beta1, beta2)
         kept = (1.0 - rate * weight_decay) * np.float64(parameters[i])
         parameters[i] = np.float32(kept - size * mean / (np.sqrt(square) * root + stability))
 
@@ -98,10 +112,7 @@ def adambc_step(
     whole = 1.0 / (1.0 - beta2**step)
     for i in range(len(parameters)):
         gradient = np.float64(gradients[i])
-        mean = beta1 * np.float64(means[i]) + (1.0 - beta1) * gradient
-        square = beta2 * np.float64(squares[i]) + (1.0 - beta2) * gradient * gradient
-        means[i] = np.float32(mean)
-        squares[i] = np.float32(square)
+        mean, square = _next_moments(means, squares, i, gradient, beta1, beta2)
         kept = (1.0 - rate * weight_decay) * np.float64(parameters[i])
         corrected = max(square * whole - noise_variance, floor)
         parameters[i] = np.float32(kept - size * mean / np.sqrt(corrected))
