@@ -34,6 +34,19 @@ class Places(NamedTuple):
     offsets: NDArray[np.int64]
 
 
+def empty_places(counts: NDArray[np.int64]) -> Places:
+    """Places of any content, `counts[i]` of example i (int64[B]), to be written by `place_*`."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    total = int(offsets[-1])
+    return Places(
+        np.empty(total, np.int64),
+        np.empty(total, np.int32),
+        np.empty(total, np.float32),
+        np.empty(total, np.int32),
+        offsets,
+    )
+
+
 @njit(cache=True, nogil=True)
 def count_scalars(
     ids: NDArray[np.int32], fields: NDArray[np.int64], counts: NDArray[np.int64]

@@ -87,16 +87,8 @@ class TableGroup:
         for slot in bags:
             bag = batch.bags[slot.field.name]
             lookup.count_bag(bag.values, bag.offsets, counts)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        total = int(offsets[-1])
-        places = Places(
-            np.empty(total, np.int64),
-            np.empty(total, np.int32),
-            np.empty(total, np.float32),
-            np.empty(total, np.int32),
-            offsets,
-        )
-        cursor = offsets[:-1].copy()
+        places = lookup.empty_places(counts)
+        cursor = places.offsets[:-1].copy()
         bases = self.bases
         lookup.place_scalars(
             batch.scalar_ids,

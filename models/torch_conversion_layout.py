@@ -98,16 +98,8 @@ class ReadGroup(TableGroup):
         bags = [_bag(self.inputs, ids, batch, read.source) for read in pooled]
         for values, ends, _ in bags:
             lookup.count_bag(values, ends, counts)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        total = int(offsets[-1])
-        places = Places(
-            np.empty(total, np.int64),
-            np.empty(total, np.int32),
-            np.empty(total, np.float32),
-            np.empty(total, np.int32),
-            offsets,
-        )
-        cursor = offsets[:-1].copy()
+        places = lookup.empty_places(counts)
+        cursor = places.offsets[:-1].copy()
         lookup.place_scalars(
             scalars,
             every,
