@@ -29,6 +29,7 @@ from dpads.selection import Selection
 from dpads.store import ExampleStore
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
+from dpads.training_entries import close_training, open_training
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 from dpads.training_start import StartModel
@@ -345,7 +346,7 @@ class Trainer:
         self._check_whole()
         self._flush()
         self.save()
-        self._close_entry()
+        close_training(self._ledger, self._plan.mechanism, self.executed, self.replayed)
 
     def discard_checkpoints(self) -> None:
         """Deletes keys and checkpoints, once the model is safe elsewhere."""
@@ -428,34 +429,7 @@ class Trainer:
                 selected = self.selection.of_group(group)
                 self._batches.selected[group.name] = selected
                 self._tables[group.name].select(selected)
-        self._open_entry()
-
-    def _open_entry(self) -> None:
-        """Puts the preregistered maximum of iterations on the ledger, before any batch is drawn."""
-        mechanism = self._plan.mechanism
-        if mechanism.iterations == 0 or any(e.kind == "training" for e in self._ledger.entries):
-            return
-        private = mechanism.noise_multiplier > 0
-        self._ledger.append(
-            kind="training",
-            description=f"{mechanism.iterations} iterations of DP-SGD over tower and tables",
-            rows="train",
-            treatment="covered_by_accounting" if private else "not_covered",
-            dp_event=self._batches.sampler.event(mechanism.noise_multiplier) if private else None,
-        )
-
-    def _close_entry(self) -> None:
-        """Notes how many iterations ran, unless a run that was cut off later has noted it already."""
-        if any(entry.kind == "training_finished" for entry in self._ledger.entries):
-            return
-        private = self._plan.mechanism.noise_multiplier > 0
-        self._ledger.append(
-            kind="training_finished",
-            description=f"{self.executed} iterations ran, {self.replayed} ran again after a crash",
-            rows="train",
-            treatment="covered_by_accounting" if private else "not_covered",
-            details={"executed": self.executed, "replayed": self.replayed},
-        )
+        open_training(self._ledger, self._plan.mechanism, self._batches.sampler)
 
     def _progress(self, first: int, seconds: float) -> Progress:
         """Speed since the run began."""
