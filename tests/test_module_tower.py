@@ -58,8 +58,8 @@ def test_equals_autograd_one_unit_at_a_time(name: str, task: str, data: Any) -> 
     found = as_dense(model, out)
     assert set(found) == set(total)
     if name == "heads" and clip < float("inf"):
-        # Where the parts of a unit (layers that read several vectors) add up to far more than their sum, it is
-        # clipped by its parts: by one factor for all parameters, and never by less than its norm asks for.
+        # Where the parts of a unit (layers that read several vectors) add up to far more than their sum, it
+        # is clipped by its parts: by one factor for all parameters, never by less than its norm asks for.
         square = sum(float((t**2).sum()) for t in total.values())
         inner = sum(float((found[key] * t).sum()) for key, t in total.items())
         ratio = inner / square if square > 0.0 else 1.0
