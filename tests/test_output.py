@@ -102,7 +102,7 @@ def test_predictions_take_the_weights_of_classes_back(tmp_path: Path) -> None:
     store = dpads.prepare(tmp_path / "log.parquet", schema, out=tmp_path / "store")
     plain = without_noise(store)
     weighted = without_noise(store, positive_weight=4.0)
-    np.testing.assert_allclose(weighted.predict(store), plain.predict(store), rtol=0.03)
+    np.testing.assert_allclose(weighted.predict(store), plain.predict(store), rtol=0.1)
     assert weighted.evaluate(store)["calibration"] == pytest.approx(1.0, abs=0.03)
     again = dpads.Run.load(weighted.save(tmp_path / "run"))
     assert again.model.output == weighted.model.output
