@@ -9,6 +9,8 @@ from typing import Any, Final
 Settings = Mapping[str, Any]
 SCHEDULE: Final = "training.table_optimizer.schedule"
 CLIP: Final = "privacy.l2_clip_norm"
+BATCH: Final = "training.expected_batch_size"
+EPOCHS: Final = "training.epochs"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Question:
     arms: Mapping[str, Settings]
     tasks: tuple[str, ...] = ("click",)
     rates: Mapping[str, tuple[float, ...]] = field(
-        default_factory=lambda: {"click": (0.5, 1.0), "sale": (8.0, 16.0)}
+        default_factory=lambda: {"click": (0.5, 1.0, 2.0), "sale": (4.0, 8.0, 16.0)}
     )
     base: Settings = field(default_factory=dict)
     schema: Mapping[str, Settings] = field(default_factory=dict)
@@ -41,7 +43,7 @@ def mlp(dim: int, hidden: list[int]) -> Settings:
 
 NETWORK: Final[Settings] = {
     "training.tower_optimizer": {"name": "adam", "learning_rate": 0.003},
-    "training.epochs": 20,
+    EPOCHS: 20,
 }
 QUESTIONS: Final[Mapping[str, Question]] = {
     "clip": Question(
@@ -57,6 +59,23 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "cosine": {SCHEDULE: "cosine"},
             "decay 1e-3": {"training.table_optimizer.weight_decay": 1e-3},
         },
+    ),
+    "steps": Question(
+        "How large should batches be, and how many passes?",
+        {
+            f"batches of {batch:,}, {epochs} epochs": {BATCH: batch, EPOCHS: epochs}
+            for batch, epochs in (
+                (4096, 40),
+                (4096, 10),
+                (4096, 20),
+                (4096, 80),
+                (1024, 10),
+                (1024, 40),
+                (16_384, 40),
+                (16_384, 160),
+            )
+        },
+        rates={"click": (0.25, 0.5, 1.0, 2.0, 4.0)},
     ),
     "rows": Question(
         "Do fewer rows, merged by hashing, help?",
@@ -91,7 +110,6 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "buckets, 5 %": {"recalibration": {"kind": "buckets", "share": 0.05}},
         },
         tasks=("click", "sale"),
-        rates={"click": (1.0,), "sale": (8.0,)},
     ),
     "selection": Question(
         "Should rows that few examples read be left out, by a noisy count?",
@@ -124,7 +142,7 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "width 8, hidden 64 and 32": mlp(8, [64, 32]),
         },
         base=NETWORK,
-        rates={"click": (2.0,)},
+        rates={"click": (1.0, 2.0, 4.0)},
     ),
     "tower": Question(
         "Which optimizer for the tower?",
@@ -137,7 +155,7 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "adambc, 0.01": {"training.tower_optimizer": {"name": "adambc", "learning_rate": 0.01}},
             "sgd, 0.3": {"training.tower_optimizer": {"name": "sgd", "learning_rate": 0.3}},
         },
-        base={**mlp(8, [64]), "training.epochs": 20},
-        rates={"click": (2.0,)},
+        base={**mlp(8, [64]), EPOCHS: 20},
+        rates={"click": (1.0, 2.0, 4.0)},
     ),
 }

@@ -30,6 +30,9 @@ SORTED_AT_A_TIME = 1 << 15
 # Part of the clip norm by which rounding in float64 may move a sum: a quarter of the sensitivity's slack, of
 # which groups in float32 take six tenths.
 LARGEST_ROUNDING = 2.0**-12
+# Units whose parts cancel are clipped by their norm where the parts add up to at most 4,096 times as much, as
+# far as the rounding of a batch allows; 16 times as much at least.
+LOWEST_FLOOR, HIGHEST_FLOOR = 2.0**-12, 2.0**-4
 _NO_GROUPS = np.empty(0, np.int64)
 
 
@@ -93,6 +96,7 @@ def clip_batch(
     workspace: Workspace | None = None,
     *,
     groups: NDArray[np.int64] | None = None,
+    floor: float = LOWEST_FLOOR,
 ) -> tuple[ClippedSum, NDArray[np.float64]]:
     """Clips each unit's joint gradient and sums; one forward and one backward pass.
 
@@ -106,13 +110,15 @@ def clip_batch(
         workspace: memory to use again; the sums live in it, until its next use.
         groups: int64[g + 1], bounds of groups of examples. A unit's group must not depend on other units;
             sums within a group are float32, of groups float64. None sums in float64 throughout.
+        floor: from `cancellation_floor`, the same for all batches of a run.
 
     Returns:
         The sum, and the units' norms before clipping, float64[U].
 
     Guarantees:
         - Each unit adds a vector of norm at most l2_clip_norm; one unit more or less, in its group,
-          moves the sum by at most l2_clip_norm * (1 + 2^-10), rounding included.
+          moves the sum by at most l2_clip_norm * (1 + 2^-10), rounding included, in batches that the floor
+          is for.
         - A unit that is not finite adds zero and leaves the others' sum unchanged to the bit.
     """
     space = workspace or Workspace()
@@ -125,7 +131,7 @@ def clip_batch(
             f"Expected groups of all {batch.num_examples} examples of the batch, got other bounds. "
             "Read as many examples as units were drawn."
         )
-    job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, groups)
+    job = ChunkedClipping(model, batch, reads, l2_clip_norm, space, groups, floor)
     return job.total(), job.norms
 
 
@@ -144,9 +150,10 @@ class ChunkedClipping:
         l2_clip_norm: float,
         space: Workspace,
         groups: NDArray[np.int64],
+        floor: float,
     ) -> None:
         self._model, self._batch, self._reads = model, batch, reads
-        self._l2_clip_norm, self._space = l2_clip_norm, space
+        self._l2_clip_norm, self._floor, self._space = l2_clip_norm, floor, space
         self._targets = model.output.targets(batch)
         self._numbers = model.layout.numbers(batch)
         self._groups = groups
@@ -274,10 +281,10 @@ class ChunkedClipping:
         tower.add_square_norms(offsets, squares, parts)
         norms = self.norms[first_unit:last_unit]
         if segments is None:
-            clip.clip_factors(squares, parts, self._l2_clip_norm, norms, factors)
+            clip.clip_factors(squares, parts, self._l2_clip_norm, self._floor, norms, factors)
             return
         unit_factors = np.empty(units, np.float32)
-        clip.clip_factors(squares, parts, self._l2_clip_norm, norms, unit_factors)
+        clip.clip_factors(squares, parts, self._l2_clip_norm, self._floor, norms, unit_factors)
         clip.spread_to_examples(unit_factors, offsets, factors)
 
 
@@ -300,33 +307,36 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
     return ClippedSum(dense, groups, first.l2_clip_norm)
 
 
-def rounding_of(tower: Tower, units: int, rows_per_unit: int) -> float:
+def rounding_of(tower: Tower, units: int, rows_per_unit: int, floor: float) -> float:
     """How far rounding moves a float64 sum over a batch when a unit joins or leaves, at most, in clip norms.
 
     A chunk's product sums a vector for every position of its examples, and the sum over chunks goes on with
     that: as many terms in turn err by 2^-53 each of all terms' absolute values. These are a clip norm a unit;
-    where parts of a unit may cancel, 1 / `clip.CANCELLATION_FLOOR` of it. Sums with and without the unit err
-    so much each.
+    where its parts cancel, 1 / floor of it. Sums with and without the unit err so much each.
 
     Args:
         tower: whose layers may read several vectors an example.
         units: in a batch.
         rows_per_unit: at most.
+        floor: of `kernels.clip.clip_factors`; 1 where no parts cancel.
     """
     chunk = min(CHUNK, tower.examples_at_a_time)
     terms = (chunk + rows_per_unit - 1) * tower.positions + units * rows_per_unit / chunk
-    may_cancel = tower.positions > 1 or rows_per_unit > 1
-    return 2.0 * terms * 2.0**-53 * units / (clip.CANCELLATION_FLOOR if may_cancel else 1.0)
+    return 2.0 * terms * 2.0**-53 * units / floor
 
 
-def check_rounding(tower: Tower, units: int, rows_per_unit: int) -> None:
-    """Refuses batches whose rounding the sensitivity's slack would not cover.
+def cancellation_floor(tower: Tower, units: int, rows_per_unit: int) -> float:
+    """The least part of its parts' sum that a unit is clipped by: of a run, never of its data.
+
+    A power of two. A quarter of what rounding may take is aimed at: sums over a table's rows have a term for
+    every place of a bag.
 
     Raises:
         ConfigError: the message says how many units a batch may have.
     """
     most = units
-    while most > 1 and not rounding_of(tower, most, rows_per_unit) <= LARGEST_ROUNDING:
+    highest = HIGHEST_FLOOR if tower.positions > 1 or rows_per_unit > 1 else 1.0
+    while most > 1 and not rounding_of(tower, most, rows_per_unit, highest) <= LARGEST_ROUNDING:
         most //= 2
     if most < units:
         raise ConfigError(
@@ -335,6 +345,12 @@ def check_rounding(tower: Tower, units: int, rows_per_unit: int) -> None:
             "examples at a time, and rounding in sums over more units is not covered by the slack of the "
             "sensitivity. Lower training.expected_batch_size, or let layers read fewer vectors."
         )
+    floor = LOWEST_FLOOR
+    while floor < HIGHEST_FLOOR:
+        if rounding_of(tower, units, rows_per_unit, floor) <= LARGEST_ROUNDING / 4:
+            break
+        floor *= 2.0
+    return floor
 
 
 def check_clip_norm(l2_clip_norm: Any) -> float:

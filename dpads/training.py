@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
 from dpads.checkpoint import Checkpoint, CheckpointFolder
-from dpads.clipping import ClippedSum, Workspace, add_sums, check_rounding, clip_batch
+from dpads.clipping import (
+    LOWEST_FLOOR,
+    ClippedSum,
+    Workspace,
+    add_sums,
+    cancellation_floor,
+    clip_batch,
+)
 from dpads.drawing import BatchSource, Drawn, Piece
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
@@ -120,6 +127,7 @@ class Trainer:
         if mechanism.noise_multiplier > 0:
             noise_stddev = mechanism.noise_multiplier * mechanism.l2_clip_norm
         divisor = float(mechanism.expected_batch_size)
+        self._floor = LOWEST_FLOOR
         self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
         check_memory(
             estimate_memory(
@@ -138,8 +146,8 @@ class Trainer:
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
         if noise_stddev > 0:
-            rows = plan.privacy.rows_per_unit
-            check_rounding(self.model.tower, mechanism.expected_batch_size, rows)
+            units, rows = mechanism.expected_batch_size, plan.privacy.rows_per_unit
+            self._floor = cancellation_floor(self.model.tower, units, rows)
         self.model.output = dataclasses.replace(
             self.model.output,
             positive_weight=settings.positive_weight,
@@ -312,7 +320,13 @@ class Trainer:
             tables.bring_up_to_date(piece.reads[name].runs.rows)
         clip_norm = self._plan.mechanism.l2_clip_norm
         return clip_batch(
-            self.model, piece.batch, piece.reads, clip_norm, space, groups=piece.groups
+            self.model,
+            piece.batch,
+            piece.reads,
+            clip_norm,
+            space,
+            groups=piece.groups,
+            floor=self._floor,
         )[0]
 
     def read_model(self) -> Model:

@@ -19,11 +19,6 @@ from dpads.kernels.merge import Runs, SortedPlaces
 FACTOR_MARGIN = 1.0 - 2.0**-22
 SMALLEST_FACTOR = 2.0**-100
 SMALLEST_NORMAL = np.float32(2.0**-126)
-# Parts of a unit that cancel leave rounding of the order of the parts. Clipping by at least 1/16 of the
-# parts' total keeps that of a factor, 2^-24, below 2^-20 of the clip norm, and that of float64 sums, whose
-# terms are all units' parts, below 2 (1024 + N / 1024) 2^-53 * 16 n clip norms for n units with N examples:
-# 2^-14 for the 2^20 units and 2^24 examples that a batch may have; `clipping.rounding_of` is the bound.
-CANCELLATION_FLOOR = 2.0**-4
 # Float32 products over at most so many examples, summed in float64. n gradients of norm C or less move a
 # float32 sum by less than (n^2 / 2 + n) 2^-24 C, whatever the order; a unit more or less changes one group's
 # rounding and no other's, so the sum moves by at most (1 + (n^2 + 2 n) 2^-24) C < (1 + 0.6 * 2^-10) C.
@@ -192,6 +187,7 @@ def clip_factors(
     squares: NDArray[np.float64],
     parts: NDArray[np.float64],
     l2_clip_norm: float,
+    floor: float,
     norms: NDArray[np.float64],
     factors: NDArray[np.float32],
 ) -> None:
@@ -203,6 +199,8 @@ def clip_factors(
         squares: float64[U], squared norms.
         parts: float64[U], sums of the norms of parts that may cancel, 0 where none can.
         l2_clip_norm: C, positive; infinity leaves every gradient as it is.
+        floor: a unit is clipped as if its norm were at least this part of its parts' sum, since parts that
+            cancel leave rounding of the order of the parts.
         norms: float64[U], written: the norms, infinity where not finite.
         factors: float32[U], written.
     """
@@ -215,7 +213,7 @@ def clip_factors(
         if l2_clip_norm == np.inf:
             factors[u] = 1.0
             continue
-        certified = max(norms[u], CANCELLATION_FLOOR * parts[u])
+        certified = max(norms[u], floor * parts[u])
         ratio = 1.0 if certified <= l2_clip_norm else l2_clip_norm / certified
         # Below the normal float32 numbers a factor would lose digits and could round up: leave the unit out.
         factors[u] = (

@@ -78,7 +78,7 @@ def test_units_whose_parts_cancel_are_clipped_by_their_parts_too() -> None:
     # What is left of a unit may be far below C, while its parts, which a sum rounds, are far above.
     squares, parts = np.array([1e-12, 1e-12, 4.0]), np.array([0.0, 400.0, 4.0])
     norms, factors = np.empty(3), np.empty(3, np.float32)
-    clip.clip_factors(squares, parts, 1.0, norms, factors)
+    clip.clip_factors(squares, parts, 1.0, 2.0**-4, norms, factors)
     np.testing.assert_allclose(norms, [1e-6, 1e-6, 2.0])
     np.testing.assert_allclose(factors, [1.0, 16 / 400, 0.5], rtol=1e-6)
     assert (factors * parts <= 16.0).all()

@@ -127,7 +127,7 @@ def test_examples_that_cannot_repeat_a_row_take_the_short_way_with_the_same_resu
 @pytest.mark.parametrize("norm", [0.0, 0.5, 1.0, 1.0 + 1e-7, 3.0, 1e30, np.inf, np.nan])
 def test_clip_factors(norm: float) -> None:
     norms, factors = np.empty(1), np.empty(1, np.float32)
-    clip.clip_factors(np.array([norm**2]), np.zeros(1), 1.0, norms, factors)
+    clip.clip_factors(np.array([norm**2]), np.zeros(1), 1.0, 2.0**-4, norms, factors)
     if not np.isfinite(norm):
         assert (factors[0], norms[0]) == (0.0, np.inf)
         return

@@ -50,21 +50,11 @@ def test_equals_autograd_one_unit_at_a_time(name: str, task: str, data: Any) -> 
     model = perturb(model_with(name, task), data.draw(st.integers(0, 100)))
     batch = data.draw(batches(model.schema))
     clip = data.draw(st.sampled_from([0.1, 1.0, 30.0, float("inf")]))
-    if name == "heads" and batch.num_units > 1:
-        clip = float("inf")  # units may be clipped by their parts, each by its own factor
     out = dpads.clipped_gradients(model, batch, l2_clip_norm=clip)
     norms, total = clipped(model, batch, clip)
     np.testing.assert_allclose(out.norms, norms, rtol=2e-4, atol=1e-5)
     found = as_dense(model, out)
     assert set(found) == set(total)
-    if name == "heads" and clip < float("inf"):
-        # Where the parts of a unit (layers that read several vectors) add up to far more than their sum, it
-        # is clipped by its parts: by one factor for all parameters, never by less than its norm asks for.
-        square = sum(float((t**2).sum()) for t in total.values())
-        inner = sum(float((found[key] * t).sum()) for key, t in total.items())
-        ratio = inner / square if square > 0.0 else 1.0
-        assert 0.25 < ratio <= 1.0 + 1e-3
-        total = {key: ratio * t for key, t in total.items()}
     scale = max([1.0, *(float(np.abs(t).max(initial=0.0)) for t in total.values())])
     for key, expected in total.items():
         np.testing.assert_allclose(found[key], expected, rtol=1e-3, atol=2e-5 * scale, err_msg=key)
@@ -328,18 +318,26 @@ def test_rounding_that_grows_with_the_vectors_of_an_example_stays_within_the_sla
     tower = ModuleTower(Sequence(256), "ctr", WIDTH)
     assert tower.positions == 256
     assert tower.examples_at_a_time == 64  # products and sums of products round alike
-    assert clipping.rounding_of(tower, 2**20, 1) <= 2.0**-12
-    assert clipping.rounding_of(dpads.models.Mlp().init(schema_of()).tower, 2**20, 16) < 2.0**-13
+    high, low = clipping.HIGHEST_FLOOR, clipping.LOWEST_FLOOR
+    assert clipping.rounding_of(tower, 2**20, 1, high) <= 2.0**-12
+    mlp = dpads.models.Mlp().init(schema_of()).tower
+    assert clipping.rounding_of(mlp, 2**20, 16, high) < 2.0**-13
+    assert clipping.cancellation_floor(mlp, 2**12, 1) == low
+    assert clipping.cancellation_floor(tower, 2**20, 1) == high
+    for units in 2 ** np.arange(8, 20):
+        floor = clipping.cancellation_floor(tower, int(units), 1)
+        assert floor == high or clipping.rounding_of(tower, int(units), 1, floor) <= 2.0**-14
+        assert floor == low or clipping.rounding_of(tower, int(units), 1, floor / 2) > 2.0**-14
     tower.examples_at_a_time = 1024  # a chunk of sums over 2^18 vectors
-    assert clipping.rounding_of(tower, 2**20, 1) > 2.0**-10
+    assert clipping.rounding_of(tower, 2**20, 1, high) > 2.0**-10
     with pytest.raises(
         ConfigError, match=r"at most 131,072 units, got .* = 1,048,576.*256 vectors"
     ):
-        clipping.check_rounding(tower, 2**20, 1)
-    clipping.check_rounding(tower, 2**17, 1)
+        clipping.cancellation_floor(tower, 2**20, 1)
+    clipping.cancellation_floor(tower, 2**17, 1)
     tower.examples_at_a_time, tower.positions = 1, 1 << 14
     with pytest.raises(ConfigError, match="at most 131,072 units"):
-        clipping.check_rounding(tower, 2**20, 1)
+        clipping.cancellation_floor(tower, 2**20, 1)
     monkeypatch.setattr(clipping, "LARGEST_ROUNDING", 1e-12)
     with pytest.raises(ConfigError, match="Expected batches of at most"):
         dpads.train(

@@ -15,7 +15,7 @@ from store_logs import WITH_USER, log, make, rows_of
 
 import dpads
 from dpads.accounting.ledger import Ledger
-from dpads.clipping import clip_batch
+from dpads.clipping import cancellation_floor, clip_batch
 from dpads.drawing import BatchSource
 from dpads.plan import PrivacySpec, resolve
 from dpads.row_sums import batch_reads
@@ -188,6 +188,7 @@ def test_rows_of_many_users_that_nearly_cancel_stay_within_the_sensitivity() -> 
         value[...] = np.where(value == 0, 0, value) * 1e-6
     labels = np.tile([0, 1, 0, 1], users)
     ids = np.ones(users * cap, np.int64)
+    floor = cancellation_floor(model.tower, users, cap)
 
     def total(first: int, last: int) -> Any:
         rows = slice(cap * first, cap * last)
@@ -197,7 +198,8 @@ def test_rows_of_many_users_that_nearly_cancel_stay_within_the_sensitivity() -> 
             labels=labels[rows],
             unit_offsets=np.arange(0, cap * (last - first) + 1, cap),
         )
-        return clip_batch(model, batch, batch_reads(model, batch), 1e-3)[0]
+        reads = batch_reads(model, batch)
+        return clip_batch(model, batch, reads, 1e-3, floor=floor)[0]
 
     whole = total(0, users)
     for part in (total(1, users), total(0, users - 1)):
