@@ -12,30 +12,20 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
+from dpads.backend import Backend, Mechanics
 from dpads.checkpoint import Checkpoint, CheckpointFolder
-from dpads.clipping import (
-    LOWEST_FLOOR,
-    ClippedSum,
-    Workspace,
-    add_sums,
-    cancellation_floor,
-    clip_batch,
-)
-from dpads.drawing import BatchSource, Drawn, Piece
+from dpads.drawing import BatchSource
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.keys import fresh_master_key
-from dpads.kernels.workers import followed_by, get_workers, set_threads
+from dpads.kernels.workers import set_threads
 from dpads.models.base import Description, Model
-from dpads.noise import NoiseMechanism, RunKeys
-from dpads.optimizers import check_table_optimizer
+from dpads.noise import RunKeys
 from dpads.plan import Plan
 from dpads.release_stages import ReleaseStages
 from dpads.resources import check_memory, estimate_memory
 from dpads.sampling import Grouping, sampler_of
 from dpads.selection import Selection
 from dpads.store import ExampleStore
-from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
-from dpads.tower_optimizer import TowerOptimizer
 from dpads.training_entries import close_training, open_training
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
@@ -114,7 +104,6 @@ class Trainer:
         self._folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
         self._master = master
         self._saves = 0
-        self._workspace = Workspace()
         self._whole = True  # whether no iteration was cut off half-way
         start = self._start
         digest = None if start is None else start.digest
@@ -123,12 +112,7 @@ class Trainer:
         self._stages = ReleaseStages(plan, store, settings, keys, ledger, start)
         self.selection: Selection | None = None
         mechanism = plan.mechanism
-        noise_stddev = 0.0
-        if mechanism.noise_multiplier > 0:
-            noise_stddev = mechanism.noise_multiplier * mechanism.l2_clip_norm
-        divisor = float(mechanism.expected_batch_size)
-        self._floor = LOWEST_FLOOR
-        self._noise = NoiseMechanism(keys, noise_stddev=noise_stddev, divisor=divisor)
+        mechanics = Mechanics(plan, settings, keys)
         check_memory(
             estimate_memory(
                 description,
@@ -139,45 +123,27 @@ class Trainer:
                 counted=plan.release("selection") is not None,
             )
         )
-        self.model = description.init(
+        model = description.init(
             store.schema,
             seed=settings.init_seed,
             backend=settings.backend,
             on_rows=lambda done, total: self._report_rows("initialising", done, total),
         )
-        if noise_stddev > 0:
-            units, rows = mechanism.expected_batch_size, plan.privacy.rows_per_unit
-            self._floor = cancellation_floor(self.model.tower, units, rows)
-        self.model.output = dataclasses.replace(
-            self.model.output,
+        model.output = dataclasses.replace(
+            model.output,
             positive_weight=settings.positive_weight,
             negative_weight=settings.negative_weight,
         )
         if start is not None:
-            start.put_into(self.model)
+            start.put_into(model)
+        self._backend = _backend_of(model, mechanics)
         self._batches = BatchSource(
             units_of(store, plan.privacy),
-            self.model,
+            model,
             sampler_of(mechanism, keys),
-            Grouping.for_batches_of(divisor, keys.key("grouping")),
+            Grouping.for_batches_of(mechanics.divisor, keys.key("grouping")),
             performance.physical_batch_size,
         )
-        self._tower = TowerOptimizer(
-            self.model.tower,
-            settings.tower_optimizer,
-            iterations=mechanism.iterations,
-            noise_scale=noise_stddev / divisor,
-        )
-        update = TableUpdate(
-            check_table_optimizer(settings.table_optimizer),
-            iterations=mechanism.iterations,
-            noise_stddev=noise_stddev,
-            divisor=divisor,
-        )
-        kind = MECHANISMS[settings.table_noise]
-        self._tables: dict[str, TableMechanism] = {
-            name: kind(name, array, update, keys) for name, array in self.model.arrays.items()
-        }
         self.iteration = 0
         self.replayed = 0
         self._replay_until = 0
@@ -227,6 +193,11 @@ class Trainer:
         return trainer
 
     @property
+    def model(self) -> Model:
+        """The model; its parameters are the present ones after `finish` and `read_model`."""
+        return self._backend.model
+
+    @property
     def executed(self) -> int:
         """Iterations done, replays not counted twice."""
         return self.iteration
@@ -274,19 +245,10 @@ class Trainer:
             )
         if self._folder is not None:
             self._folder.note_progress(self.iteration + 1)
-        from dpads.kernels.torch_ops import single_threaded
-
         self._whole = False
         set_threads(self._performance.threads)  # another run of this process may have set others
-        with single_threaded():
-            total = self._clipped_sum(self._batches.take(self.iteration))
-            gradient, noise = self._noise.prepare(total, self.iteration)
-            tasks = followed_by(noise, lambda: self._tower.apply(gradient))
-            for name, tables in self._tables.items():
-                tasks += tables.update(total.groups[name])
-            get_workers().run([self._prepare_next, *tasks])
-            for tables in self._tables.values():
-                tables.advance()
+        pieces = self._batches.pieces(self._batches.take(self.iteration))
+        self._backend.step(self.iteration, pieces, self._prepare_next)
         self.iteration += 1
         self._whole = True
 
@@ -302,32 +264,6 @@ class Trainer:
         """Draws and reads the next batch while this iteration's noise is made."""
         if self.iteration + 1 < self.planned:
             self._batches.prepare(self.iteration + 1)
-
-    def _clipped_sum(self, drawn: Drawn) -> ClippedSum:
-        """The clipped sum of one batch."""
-        total: ClippedSum | None = None
-        for piece in self._batches.pieces(drawn):
-            # A sum lives in its workspace, so that pieces of a batch need one each.
-            space = Workspace() if drawn.whole is None else self._workspace
-            part = self._piece_sum(piece, space)
-            total = part if total is None else add_sums(total, part)
-        assert total is not None
-        return total
-
-    def _piece_sum(self, piece: Piece, space: Workspace) -> ClippedSum:
-        """The clipped sum of what is read at a time; its rows are brought up to date first."""
-        for name, tables in self._tables.items():
-            tables.bring_up_to_date(piece.reads[name].runs.rows)
-        clip_norm = self._plan.mechanism.l2_clip_norm
-        return clip_batch(
-            self.model,
-            piece.batch,
-            piece.reads,
-            clip_norm,
-            space,
-            groups=piece.groups,
-            floor=self._floor,
-        )[0]
 
     def read_model(self) -> Model:
         """An unplanned read of the present model: logged and committed before anything leaves.
@@ -379,9 +315,7 @@ class Trainer:
             self._report_rows("finishing", done, total)
 
         self._whole = False
-        for tables in self._tables.values():
-            tables.flush(report)
-            tables.hide_low_bits()
+        self._backend.flush(report)
         self._whole = True
 
     def _report_rows(
@@ -406,12 +340,7 @@ class Trainer:
         }
         arrays: dict[str, NDArray[Any]] = {}
         if self.iteration > 0:  # before, everything is as `init_seed` or `start` makes it
-            arrays = {
-                **{f"array.{name}": value for name, value in self.model.arrays.items()},
-                **{f"dense.{name}": value for name, value in self.model.dense.items()},
-                **{f"history.{name}": tables.history for name, tables in self._tables.items()},
-                **{f"optimizer.{name}": value for name, value in self._tower.state().items()},
-            }
+            arrays = self._backend.state()
         if self.selection is not None:
             arrays |= self.selection.to_arrays()
         self._folder.save(Checkpoint(facts, arrays))
@@ -422,27 +351,17 @@ class Trainer:
         self._saves = int(checkpoint.facts["saves"])
         arrays = checkpoint.arrays
         self.selection = Selection.from_arrays(arrays, self._store.schema)
-        if self.iteration == 0:
-            return
-        for name, value in self.model.arrays.items():
-            value[...] = arrays[f"array.{name}"]
-        for name, value in self.model.dense.items():
-            value[...] = arrays[f"dense.{name}"]
-        for name, tables in self._tables.items():
-            tables.restore(arrays[f"history.{name}"], self.iteration)
-        prefix = "optimizer."
-        self._tower.restore(
-            {key.removeprefix(prefix): v for key, v in arrays.items() if key.startswith(prefix)}
-        )
+        if self.iteration > 0:
+            self._backend.restore(arrays, self.iteration)
 
     def _begin(self) -> None:
         """What comes before the first batch; a run that goes on does it again, to the bit."""
         self.selection = self._stages.begin(self.model, self.selection)
         if self.selection is not None:
-            for group in self.model.layout.groups:
-                selected = self.selection.of_group(group)
-                self._batches.selected[group.name] = selected
-                self._tables[group.name].select(selected)
+            groups = self.model.layout.groups
+            selected = {group.name: self.selection.of_group(group) for group in groups}
+            self._batches.selected.update(selected)
+            self._backend.select(selected)
         open_training(self._ledger, self._plan.mechanism, self._batches.sampler)
 
     def _progress(self, first: int, seconds: float) -> Progress:
@@ -452,3 +371,10 @@ class Trainer:
         return Progress(
             self.iteration, self.planned, examples, (self.planned - self.iteration) / rate
         )
+
+
+def _backend_of(model: Model, mechanics: Mechanics) -> Backend:
+    """Where the run's parameters are kept and moved."""
+    from dpads.torch_backend import TorchBackend
+
+    return TorchBackend(model, mechanics)

@@ -21,7 +21,7 @@ LAYERS = [
     },
     {
         "training", "release_stages", "checkpoint", "evaluation", "intervals", "reliability", "predicting",
-        "benching",
+        "benching", "backend", "torch_backend", "jax_backend",
     },
     {
         "cli", "report", "record", "run", "exporting", "estimators", "verifying", "sweep", "sweeping",

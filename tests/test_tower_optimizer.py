@@ -217,11 +217,12 @@ def test_what_a_run_subtracts_is_the_variance_of_its_noise(
     trainer = trainer_with(
         train_store, noise_multiplier=noise_multiplier, l2_clip_norm=l2_clip_norm, batch=batch
     )
-    subtracted = trainer._tower._noise_variance
+    moved = trainer._backend._tower
+    subtracted = moved._noise_variance
     assert subtracted == pytest.approx((noise_multiplier * l2_clip_norm / batch) ** 2, rel=1e-12)
     for _ in range(trainer.planned):
         trainer.step()
-    squares = np.concatenate([square for _, square in trainer._tower._moments.values()])
+    squares = np.concatenate([square for _, square in moved._moments.values()])
     assert squares.size * trainer.planned > 5e4
     whole = 1.0 - 0.999**trainer.planned
     assert squares.mean(dtype=np.float64) / whole == pytest.approx(subtracted, rel=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -446,13 +447,13 @@ def test_the_batch_drawn_ahead_is_the_one_that_the_sampler_draws(store: Any) -> 
     plan = plan_of(8)
     trainer = trainer_of(store, plan)
     drawn = []
-    clipped_sum = trainer._clipped_sum
+    pieces = trainer._batches.pieces
 
     def spy(ready: Any) -> Any:
         drawn.append((ready.iteration, ready.units))
-        return clipped_sum(ready)
+        return pieces(ready)
 
-    trainer._clipped_sum = spy  # type: ignore[method-assign]
+    trainer._batches.pieces = spy  # type: ignore[method-assign]
     for t in range(8):
         if t == 5:
             trainer._batches._ahead = None  # as after a resumption: drawn anew
@@ -462,7 +463,7 @@ def test_the_batch_drawn_ahead_is_the_one_that_the_sampler_draws(store: Any) -> 
         np.testing.assert_array_equal(units, trainer._batches.sampler.units(iteration, UNITS))
 
 
-@pytest.mark.parametrize("where", ["_clipped_sum", "_prepare_next"])
+@pytest.mark.parametrize("where", ["_backend.step", "_prepare_next"])
 def test_nothing_goes_on_from_half_an_iteration(store: Any, tmp_path: Path, where: str) -> None:
     trainer = trainer_of(store, checkpoint_dir=tmp_path / "c")
     trainer.step()
@@ -471,10 +472,12 @@ def test_nothing_goes_on_from_half_an_iteration(store: Any, tmp_path: Path, wher
     def fails(*_: Any) -> None:
         raise OSError("the disk went away")
 
-    setattr(trainer, where, fails)
+    *owner, name = where.split(".")
+    part = attrgetter(*owner)(trainer) if owner else trainer
+    setattr(part, name, fails)
     with pytest.raises(OSError, match="went away"):
         trainer.step()
-    delattr(trainer, where)
+    delattr(part, name)
     for go_on in (trainer.step, trainer.save, trainer.read_model, trainer.finish, trainer.run):
         with pytest.raises(RunError, match="Resume from the last checkpoint"):
             go_on()
