@@ -11,11 +11,12 @@ for every cell alike and for the references too.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 from ads_models_table import write_table
@@ -30,7 +31,7 @@ LOGS: Final = Path("sweeps/ads_models-logs")
 WORKERS: Final = int(os.environ.get("DPADS_WORKERS", "2"))
 SPLITS: Final = (1, 2, 3)
 EPSILONS: Final = (1.0, 3.0, 8.0, float("inf"))
-RATE: Final = "training.table_optimizer.learning_rate"
+TABLES: Final = "training.table_optimizer"
 DEEP: Final[dict[str, Any]] = {"embedding_dim": 8, "hidden": [64, 32]}
 MODELS: Final[dict[str, dict[str, Any]]] = {
     "logistic": {"name": "logistic"},
@@ -43,17 +44,18 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
 TOWERS: Final[dict[str, dict[str, Any]]] = {
     "logistic": {"name": "sgd", "learning_rate": 1.0},
     "deep": {"name": "adam", "learning_rate": 0.003},
+    "deep, without noise": {"name": "adam", "learning_rate": 0.001, "schedule": "linear"},
 }
-# Learning rates of the tables, tried for every private cell; deep models: found on another split.
+# Learning rates of the tables, tried for every private cell.
 RATES: Final[dict[tuple[str, str], tuple[float, ...]]] = {
     ("click", "logistic"): (0.5, 1.0, 2.0),
-    ("sale", "logistic"): (8.0, 16.0),
-    ("install", "logistic"): (8.0, 16.0),
-    ("claims", "logistic"): (1.0, 3.0),
-    ("click", "deep"): (2.0,),
-    ("sale", "deep"): (8.0,),
-    ("install", "deep"): (8.0,),
-    ("claims", "deep"): (1.0,),
+    ("sale", "logistic"): (2.0, 4.0, 8.0, 16.0),
+    ("install", "logistic"): (2.0, 8.0, 16.0),
+    ("claims", "logistic"): (1.0, 3.0, 9.0),
+    ("click", "deep"): (0.5, 1.0, 2.0, 4.0),
+    ("sale", "deep"): (1.0, 2.0, 4.0, 8.0),
+    ("install", "deep"): (1.0, 2.0, 8.0),
+    ("claims", "deep"): (0.3, 1.0, 3.0),
 }
 # Passes over the rows of private training.
 EPOCHS: Final[dict[tuple[str, str], int]] = {
@@ -64,22 +66,32 @@ EPOCHS: Final[dict[tuple[str, str], int]] = {
     ("click", "deep"): 20,
     ("sale", "deep"): 10,
     ("install", "deep"): 10,
-    ("claims", "deep"): 3,
+    ("claims", "deep"): 5,
 }
-WITHOUT_NOISE: Final[dict[tuple[str, str], dict[str, Any]]] = {
-    ("click", "logistic"): {"epochs": (10,), "rates": (4.0, 8.0), "batch": 1024, "decay": 1e-4},
-    ("sale", "logistic"): {"epochs": (10,), "rates": (8.0,), "batch": 1024, "decay": 1e-4},
-    ("install", "logistic"): {"epochs": (10,), "rates": (8.0,), "batch": 1024, "decay": 1e-4},
-    ("claims", "logistic"): {"epochs": (10,), "rates": (3.0,), "batch": 4096, "decay": 0.0},
-    ("click", "deep"): {"epochs": (3,), "rates": (2.0, 8.0), "batch": 1024, "decay": 0.0},
-    ("sale", "deep"): {"epochs": (3,), "rates": (8.0,), "batch": 1024, "decay": 0.0},
-    ("install", "deep"): {"epochs": (3,), "rates": (2.0,), "batch": 1024, "decay": 0.0},
-    ("claims", "deep"): {"epochs": (3,), "rates": (1.0,), "batch": 4096, "decay": 0.0},
+
+
+class WithoutNoise(NamedTuple):
+    """What is tried without noise: every combination, in batches of 1,024."""
+
+    epochs: tuple[int, ...]
+    rates: tuple[float, ...]
+    decays: tuple[float, ...]
+
+
+WITHOUT_NOISE: Final = {
+    ("click", "logistic"): WithoutNoise((80,), (8.0,), (0.875e-4, 1.75e-4)),
+    ("sale", "logistic"): WithoutNoise((80,), (16.0,), (0.875e-4, 1.75e-4)),
+    ("install", "logistic"): WithoutNoise((100,), (64.0,), (0.875e-5, 1.75e-5)),
+    ("claims", "logistic"): WithoutNoise((30,), (3.0,), (0.0,)),
+    ("click", "deep"): WithoutNoise((5, 10), (1.0, 2.0, 4.0), (0.0, 1e-4)),
+    ("sale", "deep"): WithoutNoise((5, 10), (1.0, 2.0, 4.0, 8.0), (0.0, 1e-4)),
+    ("install", "deep"): WithoutNoise((5, 10), (2.0, 8.0, 32.0), (0.0, 1e-5)),
+    ("claims", "deep"): WithoutNoise((5, 10), (0.3, 1.0), (0.0,)),
 }
 KEPT: Final = (
     "auc", "auc_low", "auc_high", "auc_loss", "pr_auc", "log_loss", "normalized_entropy", "calibration",
     "ece",
-    "poisson_log_loss", "noise_multiplier", "iterations", "epsilon", "delta",
+    "poisson_log_loss", "noise_multiplier", "iterations", "delta",
 )  # fmt: skip
 
 
@@ -100,27 +112,24 @@ def trials_of(task: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _grid(task: str, model: str, epsilon: float) -> Iterator[dict[str, Any]]:
     """What is tried for a cell."""
     kind = "logistic" if model == "logistic" else "deep"
-    tower = TOWERS[kind]
     if epsilon < float("inf"):
         for rate in RATES[task, kind]:
             yield {
-                RATE: rate,
+                TABLES: {"name": "sgd", "learning_rate": rate},
                 "training.epochs": EPOCHS[task, kind],
-                "training.tower_optimizer": tower,
+                "training.tower_optimizer": TOWERS[kind],
             }
         return
-    whole = WITHOUT_NOISE[task, kind]
-    for epochs in whole["epochs"]:
-        for rate in whole["rates"]:
-            yield {
-                "training.epochs": epochs,
-                "training.expected_batch_size": whole["batch"],
-                "training.table_optimizer": {
-                    "name": "sgd", "learning_rate": rate, "schedule": "linear",
-                    "weight_decay": whole["decay"],
-                },
-                "training.tower_optimizer": tower,
-            }  # fmt: skip
+    tower = TOWERS["deep, without noise" if kind == "deep" else kind]
+    for epochs, rate, decay in itertools.product(*WITHOUT_NOISE[task, kind]):
+        yield {
+            TABLES: {
+                "name": "sgd", "learning_rate": rate, "schedule": "linear", "weight_decay": decay,
+            },
+            "training.epochs": epochs,
+            "training.expected_batch_size": 1024,
+            "training.tower_optimizer": tower,
+        }  # fmt: skip
 
 
 def run(task: str) -> pl.DataFrame:
@@ -136,19 +145,17 @@ def run(task: str) -> pl.DataFrame:
         on_progress=None,
     )
     results = sweep.results.sort("trial").with_columns(
-        pl.Series("model", [name for name, _ in trials]), pl.lit(task).alias("task")
-    )
-    assert results["training.init_seed"].to_list() == [t["training.init_seed"] for _, t in trials]
-    kept = [name for name in KEPT if name in results.columns]
-    return results.select(
-        "task",
-        "model",
-        "privacy.epsilon",
-        "training.epochs",
-        RATE,
+        pl.lit(task).alias("task"),
+        pl.Series("model", [name for name, _ in trials]),
+        pl.Series("rate", [float(t[TABLES]["learning_rate"]) for _, t in trials]),
+        pl.Series("decay", [float(t[TABLES].get("weight_decay", 0.0)) for _, t in trials]),
         pl.col("training.init_seed").alias("split"),
-        *kept,
+        pl.col("training.epochs").alias("epochs"),
+        pl.col("privacy.epsilon").alias("epsilon"),
     )
+    assert results["split"].to_list() == [t["training.init_seed"] for _, t in trials]
+    kept = [name for name in KEPT if name in results.columns]
+    return results.select("task", "model", "epsilon", "epochs", "rate", "decay", "split", *kept)
 
 
 def main() -> None:

@@ -10,16 +10,15 @@ import polars as pl
 from ads_models_tasks import TASKS, WORDS
 
 MODELS: Final = ("logistic", "fm", "mlp", "deepfm", "dcn", "dlrm")
-EPSILON: Final = "privacy.epsilon"
-RATE: Final = "training.table_optimizer.learning_rate"
+SETTING: Final = ("epochs", "rate", "decay")
 HEAD: Final = """# Every model on every task
 
 Written by `python benchmarks/ads_models.py`; [README.md](README.md) says what is compared. Three random 80/20
-splits. A cell has the mean over the splits of {metric}, ± its standard
-error, and how much more loss the private model leaves than the same model without noise on the same split:
-of 1 - AUC, or of the Poisson log loss. Learning rates are the best of those tried, chosen on the test rows
+splits. A cell has the mean over the splits of the AUC (of claims: the Poisson log loss, without log y!), ± its
+standard error, and how much more loss the private model leaves than the same model without noise on the same split:
+of 1 - AUC, or of the Poisson log loss. Settings are the best of those tried, chosen on the test rows
 for every cell alike, references included; no epsilon covers that choice. All trials are in
-[ads_models/](ads_models/).
+[ads_models/](ads_models/), each with the 95 % interval of its AUC by DeLong.
 """
 
 
@@ -69,7 +68,7 @@ def increase(task: str, trials: pl.DataFrame, reference: pl.DataFrame) -> str:
 
 def section(task: str, trials: pl.DataFrame, references: pl.DataFrame) -> list[str]:
     """One task's table."""
-    epsilons = sorted(trials[EPSILON].unique())
+    epsilons = sorted(trials["epsilon"].unique())
     names = ["without noise" if math.isinf(e) else f"epsilon {e:g}" for e in epsilons]
     lines = [
         f"## {WORDS[task]}",
@@ -80,7 +79,7 @@ def section(task: str, trials: pl.DataFrame, references: pl.DataFrame) -> list[s
     for model in MODELS:
         own = trials.filter(pl.col("model") == model)
         cells: dict[float, Any] = {
-            epsilon: best(own.filter(pl.col(EPSILON) == epsilon), task, RATE, "training.epochs")
+            epsilon: best(own.filter(pl.col("epsilon") == epsilon), task, *SETTING)
             for epsilon in epsilons
         }
         texts = []
@@ -101,7 +100,7 @@ def section(task: str, trials: pl.DataFrame, references: pl.DataFrame) -> list[s
 def write_table(folder: Path, out: Path) -> None:
     """Writes the page."""
     references = pl.read_csv(folder / "references.csv")
-    lines = [HEAD.replace("{metric}", "the AUC (of claims: the Poisson log loss, without log y!)")]
+    lines = [HEAD]
     for task in TASKS:
         path = folder / f"{task}.csv"
         if path.exists():

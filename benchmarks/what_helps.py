@@ -43,6 +43,12 @@ def base_of(task: str, change: Mapping[str, Any]) -> dict[str, Any]:
     document["data"]["train"] = str(folder / "criteo_adkdd2021.parquet")
     document["training"] |= {"expected_batch_size": 4096, "epochs": 40}
     buckets = document["schema"]["buckets"]
+    if "scaled" in change:
+        wide = [name for name, rows in buckets.items() if rows >= change["least_rows"]]
+        document["data"]["train"] = _scaled(folder, wide, change["scaled"])
+        kept = [name for name in document["schema"]["categorical"] if name not in wide]
+        bags = [{"column": name, "weights": f"{name}_factor"} for name in wide]
+        document["schema"] |= {"categorical": kept, "bags": bags}
     if "divide" in change:
         document["schema"]["buckets"] = {
             k: max(8, n // change["divide"]) for k, n in buckets.items()
@@ -55,6 +61,18 @@ def base_of(task: str, change: Mapping[str, Any]) -> dict[str, Any]:
             "buckets": {"all": change["one"]},
         }
     return document
+
+
+def _scaled(folder: Path, columns: list[str], factor: float) -> str:
+    """A log whose columns are lists of one id, each with a factor before the table's row."""
+    path = Path(f"sweeps/what_helps-scaled-{len(columns)}-{factor:g}.parquet").absolute()
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        lists = [pl.concat_list(pl.col(name)) for name in columns]
+        factors = [pl.concat_list(pl.lit(factor)).alias(f"{name}_factor") for name in columns]
+        log = pl.read_parquet(folder / "criteo_adkdd2021.parquet")
+        log.with_columns(*lists, *factors).write_parquet(path)
+    return str(path)
 
 
 def trials_of(

@@ -45,11 +45,16 @@ NETWORK: Final[Settings] = {
     "training.tower_optimizer": {"name": "adam", "learning_rate": 0.003},
     EPOCHS: 20,
 }
+SCALES: Final = (
+    0.5,
+    2.0,
+)  # a factor before a table's rows scales their gradients; steps by its square
 QUESTIONS: Final[Mapping[str, Question]] = {
     "clip": Question(
         "How long may one example's gradient be?",
-        {f"clip norm {norm:g}": {CLIP: norm} for norm in (4.0, 1.0, 2.0, 8.0)},
+        {f"clip norm {norm:g}": {CLIP: norm} for norm in (1.0, 0.5, 2.0, 4.0, 8.0)},
         tasks=("click", "sale"),
+        rates={"click": (0.25, 0.5, 1.0, 2.0, 4.0), "sale": (1.0, 2.0, 4.0, 8.0, 16.0)},
     ),
     "schedule": Question(
         "Should the tables' rate fall, or their rows decay?",
@@ -90,6 +95,28 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "at most 256 rows": {"most": 256},
             "one table of 4,096 rows": {"one": 4096},
         },
+    ),
+    "rates": Question(
+        "Should large tables learn at another rate?",
+        {
+            "alike": {},
+            **{f"tables of 512 rows and more: {s * s:g} times": {} for s in SCALES},
+        },
+        rates={"click": (0.25, 0.5, 1.0, 2.0)},
+        schema={
+            f"tables of 512 rows and more: {s * s:g} times": {"least_rows": 512, "scaled": s}
+            for s in SCALES
+        },
+    ),
+    "split": Question(
+        "How should the clip norm be split between tables and tower?",
+        {
+            "as gradients are": mlp(8, [64]),
+            **{f"tables' gradients {s:g} times": mlp(8, [64]) for s in SCALES},
+        },
+        base=NETWORK,
+        rates={"click": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)},
+        schema={f"tables' gradients {s:g} times": {"least_rows": 1, "scaled": s} for s in SCALES},
     ),
     "prior": Question(
         "Where should the output start?",
