@@ -14,10 +14,10 @@ SETTING: Final = ("epochs", "rate", "decay")
 HEAD: Final = """# Every model on every task
 
 Written by `python benchmarks/ads_models.py`; [README.md](README.md) says what is compared. Three random 80/20
-splits. A cell has the mean over the splits of the AUC (of claims: the Poisson log loss, without log y!), ± its
-standard error, and how much more loss the private model leaves than the same model without noise on the same split:
-of 1 - AUC, or of the Poisson log loss. Settings are the best of those tried, chosen on the test rows
-for every cell alike, references included; no epsilon covers that choice. All trials are in
+splits. A cell has the mean over the splits of the AUC (of claims: the Poisson log loss, without log y!), its
+standard error after ±, and how much more loss the private model leaves than the same model without noise on
+the same split: of 1 - AUC, or of the Poisson log loss. Settings are the best of those tried, chosen on the
+test rows for every cell alike, references included; no epsilon covers that choice. All trials are in
 [ads_models/](ads_models/), each with the 95 % interval of its AUC by DeLong.
 """
 
