@@ -1,0 +1,234 @@
+"""The normals of `gaussian.py` in JAX: the same ChaCha20 words at the same addresses, in float32 throughout.
+
+The cipher runs on whole rows of its 4 x 4 state: one quarter round on four arrays is four quarter rounds.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import NDArray
+
+CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
+DOUBLE_ROUNDS = 10  # 20 rounds: the full cipher of RFC 8439
+WORDS = 16  # of a block
+NORMALS_PER_ROW = 16  # of a flat vector
+REFINED = 1 << 20  # first words below this take a second one
+MIDDLE = 1 << 31  # the second word of the others
+BLOCKS_AT_A_TIME = 4096  # on a CPU: states that stay in the second-level cache
+REFINED_SHARE = (
+    64  # rows / this take second words in one piece; more of them, which is rare, all do
+)
+ROOT = 0xB504F333  # sqrt(2) * 2^31
+LOG_2 = np.float32(0.6931471805599453)
+TURN = np.float32(1.4629180792671596e-09)  # 2 pi / 2^32
+
+
+def step_words(step: int) -> NDArray[np.uint32]:
+    """An iteration as two words of an address, low one first, uint32[2]."""
+    return np.array([step & 0xFFFFFFFF, step >> 32], np.uint32)
+
+
+def _rotate(word: jax.Array, places: int) -> jax.Array:
+    """Rotates 32-bit words left."""
+    return (word << np.uint32(places)) | (word >> np.uint32(32 - places))
+
+
+def _quarter_rounds(
+    a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Quarter rounds on every column of four rows."""
+    a = a + b
+    d = _rotate(d ^ a, 16)
+    c = c + d
+    b = _rotate(b ^ c, 12)
+    a = a + b
+    d = _rotate(d ^ a, 8)
+    c = c + d
+    b = _rotate(b ^ c, 7)
+    return a, b, c, d
+
+
+def _double_round(
+    _: int, state: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A round on the columns and one on the diagonals, which turning the rows makes columns."""
+    a, b, c, d = _quarter_rounds(*state)
+    b, c, d = (jnp.roll(row, -by, axis=0) for row, by in ((b, 1), (c, 2), (d, 3)))
+    a, b, c, d = _quarter_rounds(a, b, c, d)
+    b, c, d = (jnp.roll(row, by, axis=0) for row, by in ((b, 1), (c, 2), (d, 3)))
+    return a, b, c, d
+
+
+def keystream(key: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Array:
+    """ChaCha20 blocks, uint32[16, n], as RFC 8439 section 2.3 defines them.
+
+    Args:
+        key: uint32[8].
+        counters: uint32[n].
+        nonces: uint32[3, n].
+    """
+    count = len(counters)
+    a = jnp.broadcast_to(jnp.array(CONSTANTS, jnp.uint32)[:, None], (4, count))
+    b = jnp.broadcast_to(key[:4, None], (4, count))
+    c = jnp.broadcast_to(key[4:, None], (4, count))
+    d = jnp.concatenate([counters[None], nonces])
+    state = lax.fori_loop(0, DOUBLE_ROUNDS, _double_round, (a, b, c, d))
+    return jnp.concatenate(
+        [after + before for after, before in zip(state, (a, b, c, d), strict=True)]
+    )
+
+
+def _row_blocks(
+    key: jax.Array, rows: jax.Array, step: jax.Array, first: int, blocks: int
+) -> jax.Array:
+    """Blocks first : first + blocks of every row, uint32[blocks * 16, n]."""
+    count = len(rows)
+    counters = jnp.repeat(jnp.arange(first, first + blocks, dtype=jnp.uint32), count)
+    low, high = (jnp.broadcast_to(word, (blocks * count,)) for word in (step[0], step[1]))
+    words = keystream(key, counters, jnp.stack([jnp.tile(rows, blocks), low, high]))
+    return words.reshape(WORDS, blocks, count).swapaxes(0, 1).reshape(blocks * WORDS, count)
+
+
+def _radii(high: jax.Array, low: jax.Array) -> jax.Array:
+    """sqrt(-2 log u) for u = (high + (low + 1/2) / 2^32) / 2^32, float32."""
+    # the first words that are not zero, and how many zero bits went before
+    none = high == 0
+    neither = none & (low == 0)
+    first = jnp.where(neither, np.uint32(MIDDLE), jnp.where(none, low, high))
+    rest = jnp.where(neither, np.uint32(0), jnp.where(none, np.uint32(MIDDLE), low))
+    skipped = jnp.where(neither, 64, jnp.where(none, 32, 0)).astype(jnp.int32)
+    zeros = lax.clz(first)
+    # u = mantissa * 2^-31 * 2^-(1 + skipped), the mantissa's first bit set
+    mantissa = (first << zeros) | ((rest >> np.uint32(1)) >> (np.uint32(31) - zeros))
+    skipped = skipped + zeros.astype(jnp.int32)
+    # beyond sqrt(2) the mantissa counts from above, so that no digits are lost near u = 1
+    above = mantissa > np.uint32(ROOT)
+    distance = lax.bitcast_convert_type(
+        jnp.where(above, np.uint32(0) - mantissa, mantissa - np.uint32(MIDDLE)), jnp.int32
+    ).astype(jnp.float32)
+    half = jnp.where(skipped == 0, np.float32(0.5), np.float32(0.0))
+    d = jnp.where(above, (half - distance) * np.float32(2.0**-32), distance * np.float32(2.0**-31))
+    exponent = jnp.where(above, -skipped, -skipped - 1).astype(jnp.float32)
+    s = d / (d + np.float32(2.0))
+    t = s * s
+    poly = t * np.float32(1.0 / 9.0) + np.float32(1.0 / 7.0)
+    poly = poly * t + np.float32(1.0 / 5.0)
+    poly = poly * t + np.float32(1.0 / 3.0)
+    s = s + s
+    log = exponent * LOG_2 + (s + s * (t * poly))
+    return jnp.sqrt(jnp.abs(np.float32(2.0) * log))
+
+
+def _box_muller(high: jax.Array, low: jax.Array, turn: jax.Array) -> jax.Array:
+    """Pairs of normals, float32[pairs, 2, n].
+
+    Args:
+        high: uint32[pairs, n], first words of the radii.
+        low: uint32[pairs, n], second words.
+        turn: uint32[pairs, n], angles.
+    """
+    radii = _radii(high, low)
+    # quarter turns, and the rest as a signed fraction of half a quarter: exact in integers
+    quarter = (turn + np.uint32(0x20000000)) >> np.uint32(30)
+    rest = lax.bitcast_convert_type(turn - (quarter << np.uint32(30)), jnp.int32)
+    x = rest.astype(jnp.float32) * TURN
+    t = x * x
+    sine = t * np.float32(-1.9515296e-4) + np.float32(8.3321609e-3)
+    sine = sine * t + np.float32(-1.6666655e-1)
+    sine = x + x * (t * sine)
+    cosine = t * np.float32(2.4433157e-5) + np.float32(-1.3887316e-3)
+    cosine = cosine * t + np.float32(4.1666646e-2)
+    cosine = np.float32(1.0) + t * (cosine * t - np.float32(0.5))
+    swap = (quarter & np.uint32(1)) != 0
+    first, second = jnp.where(swap, sine, cosine), jnp.where(swap, cosine, sine)
+    # over the quarters the sign of the cosine is + - - +, that of the sine + + - -
+    first = jnp.where(((quarter + np.uint32(1)) & np.uint32(2)) != 0, -first, first)
+    second = jnp.where((quarter & np.uint32(2)) != 0, -second, second)
+    return jnp.stack([radii * first, radii * second], axis=1)
+
+
+def _in_rows(normals: jax.Array, dim: int) -> jax.Array:
+    """float32[pairs, 2, n] as float32[n, dim]."""
+    return normals.reshape(-1, normals.shape[2])[:dim].T
+
+
+def _coarse(
+    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """Normals without second words, float32[n, dim], and which rows need some, bool[n]."""
+    pairs = -(-dim // 2)
+    words = _row_blocks(key, rows, step, 0, -(-2 * pairs // WORDS))[: 2 * pairs]
+    high, turn = words[0::2], words[1::2]
+    normals = _box_muller(high, jnp.full_like(high, MIDDLE), turn)
+    return _in_rows(normals, dim), jnp.min(high, axis=0) < REFINED
+
+
+def _fine(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Array:
+    """Normals with second words where the first ones are small, float32[n, dim]."""
+    pairs = -(-dim // 2)
+    blocks = -(-2 * pairs // WORDS)
+    words = _row_blocks(key, rows, step, 0, blocks)[: 2 * pairs]
+    lows = _row_blocks(key, rows, step, blocks, -(-pairs // WORDS))[:pairs]
+    high, turn = words[0::2], words[1::2]
+    lows = jnp.where(high < REFINED, lows, np.uint32(MIDDLE))
+    return _in_rows(_box_muller(high, lows, turn), dim)
+
+
+def _in_pieces(
+    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """`_coarse`, so many rows at a time that their states stay in a CPU's cache."""
+    count = len(rows)
+    size = max(BLOCKS_AT_A_TIME * WORDS // max(dim, WORDS), 1)
+    if count <= size:
+        return _coarse(key, rows, step, dim)
+    pieces = -(-count // size)
+    padded = jnp.concatenate([rows, jnp.zeros(pieces * size - count, jnp.uint32)])
+    normals, refine = lax.map(
+        lambda some: _coarse(key, some, step, dim), padded.reshape(pieces, size)
+    )
+    return normals.reshape(-1, dim)[:count], refine.reshape(-1)[:count]
+
+
+def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Array:
+    """Standard normals of rows, float32[n, dim]; each depends on (key, step, row) alone.
+
+    Args:
+        key: uint32[8].
+        rows: uint32[n], row addresses.
+        step: uint32[2], from `step_words`.
+        dim: normals per row.
+
+    Guarantees:
+        - They are those of `gaussian.fill_normals` up to a few units in the last place.
+    """
+    count = len(rows)
+    if count == 0:
+        return jnp.zeros((0, dim), jnp.float32)
+    rows = rows.astype(jnp.uint32)
+    normals, refine = lax.platform_dependent(
+        key, rows, step, cpu=partial(_in_pieces, dim=dim), default=partial(_coarse, dim=dim)
+    )
+    size = min(max(count // REFINED_SHARE, 16), count)
+
+    def few(normals: jax.Array) -> jax.Array:
+        (at,) = jnp.nonzero(refine, size=size, fill_value=count)
+        refined = _fine(key, rows.at[at].get(mode="clip"), step, dim)
+        return normals.at[at].set(refined, mode="drop")
+
+    def many(normals: jax.Array) -> jax.Array:
+        return _fine(key, rows, step, dim)
+
+    refined: jax.Array = lax.cond(jnp.sum(refine) <= size, few, many, normals)
+    return refined
+
+
+def flat_normals(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
+    """A flat vector of standard normals, float32[count]; those of `gaussian.normals`."""
+    rows = jnp.arange(-(-count // NORMALS_PER_ROW), dtype=jnp.uint32)
+    return row_normals(key, rows, step, NORMALS_PER_ROW).reshape(-1)[:count]
