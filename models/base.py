@@ -20,9 +20,10 @@ from dpads.kernels.lookup import Places
 from dpads.models.gradients import ChunkGradients
 from dpads.models.layout import Layout, TableGroup, check_ids
 from dpads.models.output import Output
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 REGISTRY: dict[str, type[Description]] = {}
+BACKENDS = ("torch", "jax")
 POOLED_AT_A_TIME = 1024  # examples
 ROWS_AT_A_TIME = 1 << 20
 
@@ -96,6 +97,18 @@ class Description(ABC):
     def torch_tower(self, layout: Layout) -> Any:
         """The tower as a torch module from float[B, width] to logits float[B]."""
 
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The tower as a `jax_towers.JaxTower`.
+
+        Raises:
+            ConfigError: the model has none.
+        """
+        others = (n for n, kind in REGISTRY.items() if kind.jax_tower is not Description.jax_tower)
+        raise ConfigError(
+            f'Expected a model with a tower in JAX for backend "jax" ({", ".join(sorted(others))}), got '
+            f'"{self.name}". Train it with backend = "torch".'
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `describe` reads back."""
         values = asdict(self)  # type: ignore[call-overload]
@@ -117,15 +130,15 @@ class Description(ABC):
         Args:
             schema: the columns.
             seed: public; the same seed gives the same parameters on every machine.
-            backend: "torch".
+            backend: "torch" or "jax": where the model will be trained. It is evaluated the same way.
             on_rows: called with the rows of tables drawn so far and in all.
 
         Raises:
-            ConfigError: the backend is unknown.
+            ConfigError: the backend is unknown, or the model has no tower there.
             MissingDependencyError: the backend's package is not installed.
         """
-        if backend != "torch":
-            raise ConfigError(f'Unknown backend "{backend}".' + nearest(str(backend), ["torch"]))
+        if check_backend(backend) == "jax":
+            self._check_jax(schema)
         try:
             from dpads.models.torch_tower import build_tower
         except ModuleNotFoundError as error:
@@ -136,6 +149,26 @@ class Description(ABC):
         master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
         tower = build_tower(self.torch_tower(layout), schema.task, layout.width, master)
         return Model(self, schema, layout, tower, init_tables(self, layout, master, on_rows))
+
+    def _check_jax(self, schema: FeatureSchema) -> None:
+        """Refuses a model without a tower in JAX, and a machine without JAX."""
+        try:
+            self.jax_tower(self.layout(schema), schema.task)
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f'backend = "jax" needs the package {error.name}. Install it: pip install jax optax'
+            ) from error
+
+
+def check_backend(name: str) -> str:
+    """The name of a backend.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f'Unknown backend "{name}".' + nearest(str(name), BACKENDS))
+    return name
 
 
 def init_tables(

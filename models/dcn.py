@@ -23,7 +23,7 @@ from dpads.models.fields import (
     lay_out,
 )
 from dpads.models.layout import Layout, TableGroup
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,11 @@ class Dcn(Description):
         wide = {"wide": Wide(layout)} if self.wide else {}
         core = CrossAndDeep(layout, self.cross_layers, self.hidden)
         return SumOfParts(layout, {**wide, "dcn": core})
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_interactions import CrossAndDeep, Wide
+        from dpads.models.jax_towers import sum_of
+
+        wide = [Wide(layout)] if self.wide else []
+        return sum_of(layout, task, *wide, CrossAndDeep(layout, self.cross_layers, self.hidden))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from dpads.models.base import Description
 from dpads.models.fields import check_dim, check_widths, lay_out
 from dpads.models.layout import Layout, TableGroup
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,10 @@ class DeepFm(Description):
 
         parts = {"wide": Wide(layout), "pairs": Pairs(layout), "deep": Deep(layout, self.hidden)}
         return SumOfParts(layout, parts)
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_interactions import Deep, Pairs, Wide
+        from dpads.models.jax_towers import sum_of
+
+        return sum_of(layout, task, Wide(layout), Pairs(layout), Deep(layout, self.hidden))

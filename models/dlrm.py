@@ -15,7 +15,7 @@ from dpads.errors import SchemaError
 from dpads.models.base import Description
 from dpads.models.fields import check_dim, check_flag, check_widths, lay_out
 from dpads.models.layout import Layout, TableGroup
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,12 @@ class Dlrm(Description):
         wide = {"wide": Wide(layout)} if self.wide else {}
         core = DotsAndDeep(layout, self.embedding_dim, self.bottom, self.top)
         return SumOfParts(layout, {**wide, "dlrm": core})
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_interactions import DotsAndDeep, Wide
+        from dpads.models.jax_towers import sum_of
+
+        wide = [Wide(layout)] if self.wide else []
+        core = DotsAndDeep(layout, self.embedding_dim, self.bottom, self.top)
+        return sum_of(layout, task, *wide, core)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from dpads.models.base import Description
 from dpads.models.fields import check_dim, lay_out
 from dpads.models.layout import Layout, TableGroup
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,10 @@ class Fm(Description):
         from dpads.models.torch_interactions import Pairs, SumOfParts, Wide
 
         return SumOfParts(layout, {"wide": Wide(layout), "pairs": Pairs(layout)})
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_interactions import Pairs, Wide
+        from dpads.models.jax_towers import sum_of
+
+        return sum_of(layout, task, Wide(layout), Pairs(layout))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from dpads.models.base import Description
 from dpads.models.layout import Layout, TableGroup, build_layout
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,9 @@ class Logistic(Description):
         from dpads.models import torch_layers
 
         return torch_layers.SumPlusLinear(layout.embedded, layout.num_numeric)
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_towers import sum_plus_linear
+
+        return sum_plus_linear(layout, task)

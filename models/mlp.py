@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from dpads.models.base import Description
 from dpads.models.fields import EmbeddingDim, check_dim, check_flag, check_widths, lay_out
 from dpads.models.layout import Layout, TableGroup
-from dpads.schema import FeatureSchema
+from dpads.schema import FeatureSchema, Task
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,12 @@ class Mlp(Description):
         if not self.wide:
             return torch_layers.mlp(layout.width, self.hidden)
         return SumOfParts(layout, {"wide": Wide(layout), "deep": Deep(layout, self.hidden)})
+
+    def jax_tower(self, layout: Layout, task: Task) -> Any:
+        """The same in JAX."""
+        from dpads.models.jax_interactions import Deep, Wide
+        from dpads.models.jax_towers import perceptron, sum_of
+
+        if not self.wide:
+            return perceptron(layout, task, self.hidden)
+        return sum_of(layout, task, Wide(layout), Deep(layout, self.hidden))
