@@ -197,7 +197,7 @@ def linear_square_norms(
     left, right = wide(inputs), wide(output_grads)
     own = (jnp.sum(left * left, axis=1) + extra) * jnp.sum(right * right, axis=1)
     widths = inputs.shape[1] + output_grads.shape[1]
-    # a dot product errs by at most its length * 2^-53 of the product of norms, sums over pairs by their number
+    # a dot product errs by its length * 2^-53 of the product of norms at most, a sum of pairs by their number
     if units is None:
         return own * (1.0 + (widths + 5.0) * 2.0**-52), jnp.zeros(num_units)
     last = len(inputs) - 1

@@ -20,9 +20,8 @@ NORMALS_PER_ROW = 16  # of a flat vector
 REFINED = 1 << 20  # first words below this take a second one
 MIDDLE = 1 << 31  # the second word of the others
 BLOCKS_AT_A_TIME = 4096  # on a CPU: states that stay in the second-level cache
-REFINED_SHARE = (
-    64  # rows / this take second words in one piece; more of them, which is rare, all do
-)
+# Normals / this is how many rows take second words at a time; one normal in 8192 needs them.
+REFINED_SHARE = 2048
 ROOT = 0xB504F333  # sqrt(2) * 2^31
 LOG_2 = np.float32(0.6931471805599453)
 TURN = np.float32(1.4629180792671596e-09)  # 2 pi / 2^32
@@ -153,19 +152,20 @@ def _box_muller(high: jax.Array, low: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def _in_rows(normals: jax.Array, dim: int) -> jax.Array:
-    """float32[pairs, 2, n] as float32[n, dim]."""
-    return normals.reshape(-1, normals.shape[2])[:dim].T
+    """float32[..., pairs, 2, n] as float32[..., n, dim]."""
+    *outer, pairs, _, count = normals.shape
+    return normals.reshape(*outer, 2 * pairs, count)[..., :dim, :].swapaxes(-1, -2)
 
 
 def _coarse(
     key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Normals without second words, float32[n, dim], and which rows need some, bool[n]."""
+    """Normals without second words, float32[pairs, 2, n], and which rows need some, bool[n]."""
     pairs = -(-dim // 2)
     words = _row_blocks(key, rows, step, 0, -(-2 * pairs // WORDS))[: 2 * pairs]
     high, turn = words[0::2], words[1::2]
     normals = _box_muller(high, jnp.full_like(high, MIDDLE), turn)
-    return _in_rows(normals, dim), jnp.min(high, axis=0) < REFINED
+    return normals, jnp.min(high, axis=0) < REFINED
 
 
 def _fine(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Array:
@@ -179,20 +179,28 @@ def _fine(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Arr
     return _in_rows(_box_muller(high, lows, turn), dim)
 
 
+def _at_once(
+    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """`_coarse` of all rows, the normals float32[n, dim]."""
+    normals, refine = _coarse(key, rows, step, dim)
+    return _in_rows(normals, dim), refine
+
+
 def _in_pieces(
     key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`_coarse`, so many rows at a time that their states stay in a CPU's cache."""
+    """The same, so many rows at a time that their states stay in a CPU's cache."""
     count = len(rows)
-    size = max(BLOCKS_AT_A_TIME * WORDS // max(dim, WORDS), 1)
-    if count <= size:
-        return _coarse(key, rows, step, dim)
-    pieces = -(-count // size)
-    padded = jnp.concatenate([rows, jnp.zeros(pieces * size - count, jnp.uint32)])
+    # two at least: a loop of one turn would be undone
+    pieces = max(-(-count * -(-dim // WORDS) // BLOCKS_AT_A_TIME), 2)
+    size = -(-count // pieces)
+    padded = jnp.pad(rows, (0, pieces * size - count))
+    # the normals change places outside the loop: fused with that, Box-Muller would not be vectorised
     normals, refine = lax.map(
         lambda some: _coarse(key, some, step, dim), padded.reshape(pieces, size)
     )
-    return normals.reshape(-1, dim)[:count], refine.reshape(-1)[:count]
+    return _in_rows(normals, dim).reshape(-1, dim)[:count], refine.reshape(-1)[:count]
 
 
 def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Array:
@@ -212,20 +220,21 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
         return jnp.zeros((0, dim), jnp.float32)
     rows = rows.astype(jnp.uint32)
     normals, refine = lax.platform_dependent(
-        key, rows, step, cpu=partial(_in_pieces, dim=dim), default=partial(_coarse, dim=dim)
+        key, rows, step, cpu=partial(_in_pieces, dim=dim), default=partial(_at_once, dim=dim)
     )
-    size = min(max(count // REFINED_SHARE, 16), count)
+    size = min(-(-count * dim // REFINED_SHARE), count)
 
-    def few(normals: jax.Array) -> jax.Array:
+    def refined(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        normals, refine = state
         (at,) = jnp.nonzero(refine, size=size, fill_value=count)
-        refined = _fine(key, rows.at[at].get(mode="clip"), step, dim)
-        return normals.at[at].set(refined, mode="drop")
+        found = _fine(key, rows.at[at].get(mode="clip"), step, dim)
+        return normals.at[at].set(found, mode="drop"), refine.at[at].set(False, mode="drop")
 
-    def many(normals: jax.Array) -> jax.Array:
-        return _fine(key, rows, step, dim)
-
-    refined: jax.Array = lax.cond(jnp.sum(refine) <= size, few, many, normals)
-    return refined
+    # one turn nearly always: the few rows with a long radius fit
+    state: tuple[jax.Array, jax.Array] = lax.while_loop(
+        lambda state: jnp.any(state[1]), refined, (normals, refine)
+    )
+    return state[0]
 
 
 def flat_normals(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
