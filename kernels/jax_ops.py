@@ -173,6 +173,7 @@ def linear_square_norms(
     units: jax.Array | None,
     num_units: int,
     longest: jax.Array | int = 1,
+    positions: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Each unit's squared gradient of one linear layer, by the ghost norm; an upper bound.
 
@@ -180,12 +181,13 @@ def linear_square_norms(
     taken lag by lag, and no matrix of all pairs is formed.
 
     Args:
-        inputs: float32[n, in], activations.
-        output_grads: float32[n, out], gradients of the losses with respect to the layer's outputs.
+        inputs: float32[B * positions, in], activations.
+        output_grads: float32[B * positions, out], gradients of the losses by the layer's outputs.
         bias: whether the layer has one.
-        units: int32[n], rising, the unit of each vector; U for padding. None where vector i is unit i.
+        units: int32[B], rising, the unit of each example; U for padding. None where example i is unit i.
         num_units: U.
-        longest: at least the number of vectors of any unit; of no account where `units` is None.
+        longest: at least the number of examples of any unit; of no account where `units` is None.
+        positions: vectors that each example passes through the layer; its gradient is their sum.
 
     Returns:
         Squares, float64[U], and the sums of the norms of single vectors where a unit has several, float64[U].
@@ -197,6 +199,10 @@ def linear_square_norms(
     left, right = wide(inputs), wide(output_grads)
     own = (jnp.sum(left * left, axis=1) + extra) * jnp.sum(right * right, axis=1)
     widths = inputs.shape[1] + output_grads.shape[1]
+    if positions > 1:
+        own_units = jnp.arange(num_units, dtype=jnp.int32) if units is None else units
+        longest = positions if units is None else longest * positions
+        units = jnp.repeat(own_units, positions)
     # a dot product errs by its length * 2^-53 of the product of norms at most, a sum of pairs by their number
     if units is None:
         return own * (1.0 + (widths + 5.0) * 2.0**-52), jnp.zeros(num_units)
@@ -279,15 +285,18 @@ def row_sums(grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Ar
 
 
 def linear_sums(
-    inputs: jax.Array, output_grads: jax.Array, factors: jax.Array
+    inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, positions: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Clipped gradients of one linear layer, summed: weight float64[out, in], bias float64[out].
 
     Args:
-        inputs: float32[n, in], activations.
-        output_grads: float32[n, out].
-        factors: float32[n]; a zero leaves the vector out, finite or not.
+        inputs: float32[B * positions, in], activations.
+        output_grads: float32[B * positions, out].
+        factors: float32[B]; a zero leaves the example out, finite or not.
+        positions: vectors that each example passes through the layer.
     """
+    if positions > 1:
+        factors = jnp.repeat(factors, positions)
     out = factors[:, None] == 0.0
     left = jnp.where(out, 0.0, wide(factors)[:, None] * wide(output_grads))
     right = jnp.where(out, 0.0, wide(inputs))

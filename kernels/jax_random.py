@@ -82,12 +82,10 @@ def keystream(key: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Arr
     )
 
 
-def _row_blocks(
-    key: jax.Array, rows: jax.Array, step: jax.Array, first: int, blocks: int
-) -> jax.Array:
-    """Blocks first : first + blocks of every row, uint32[blocks * 16, n]."""
+def _row_blocks(key: jax.Array, rows: jax.Array, step: jax.Array, blocks: int) -> jax.Array:
+    """The first blocks of every row, uint32[blocks * 16, n]."""
     count = len(rows)
-    counters = jnp.repeat(jnp.arange(first, first + blocks, dtype=jnp.uint32), count)
+    counters = jnp.repeat(jnp.arange(blocks, dtype=jnp.uint32), count)
     low, high = (jnp.broadcast_to(word, (blocks * count,)) for word in (step[0], step[1]))
     words = keystream(key, counters, jnp.stack([jnp.tile(rows, blocks), low, high]))
     return words.reshape(WORDS, blocks, count).swapaxes(0, 1).reshape(blocks * WORDS, count)
@@ -162,7 +160,7 @@ def _coarse(
 ) -> tuple[jax.Array, jax.Array]:
     """Normals without second words, float32[pairs, 2, n], and which rows need some, bool[n]."""
     pairs = -(-dim // 2)
-    words = _row_blocks(key, rows, step, 0, -(-2 * pairs // WORDS))[: 2 * pairs]
+    words = _row_blocks(key, rows, step, -(-2 * pairs // WORDS))[: 2 * pairs]
     high, turn = words[0::2], words[1::2]
     normals = _box_muller(high, jnp.full_like(high, MIDDLE), turn)
     return normals, jnp.min(high, axis=0) < REFINED
@@ -172,9 +170,9 @@ def _fine(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Arr
     """Normals with second words where the first ones are small, float32[n, dim]."""
     pairs = -(-dim // 2)
     blocks = -(-2 * pairs // WORDS)
-    words = _row_blocks(key, rows, step, 0, blocks)[: 2 * pairs]
-    lows = _row_blocks(key, rows, step, blocks, -(-pairs // WORDS))[:pairs]
-    high, turn = words[0::2], words[1::2]
+    words = _row_blocks(key, rows, step, blocks + -(-pairs // WORDS))
+    high, turn = words[0 : 2 * pairs : 2], words[1 : 2 * pairs : 2]
+    lows = words[blocks * WORDS :][:pairs]
     lows = jnp.where(high < REFINED, lows, np.uint32(MIDDLE))
     return _in_rows(_box_muller(high, lows, turn), dim)
 
