@@ -49,13 +49,13 @@ TOWERS: Final[dict[str, dict[str, Any]]] = {
 # Learning rates of the tables, tried for every private cell.
 RATES: Final[dict[tuple[str, str], tuple[float, ...]]] = {
     ("click", "logistic"): (0.5, 1.0, 2.0),
-    ("sale", "logistic"): (2.0, 4.0, 8.0, 16.0),
-    ("install", "logistic"): (2.0, 8.0, 16.0),
-    ("claims", "logistic"): (1.0, 3.0, 9.0),
-    ("click", "deep"): (0.5, 1.0, 2.0, 4.0),
-    ("sale", "deep"): (1.0, 2.0, 4.0, 8.0),
-    ("install", "deep"): (1.0, 2.0, 8.0),
-    ("claims", "deep"): (0.3, 1.0, 3.0),
+    ("sale", "logistic"): (4.0, 8.0),
+    ("install", "logistic"): (8.0,),
+    ("claims", "logistic"): (1.0, 3.0),
+    ("click", "deep"): (1.0, 2.0, 4.0),
+    ("sale", "deep"): (4.0,),
+    ("install", "deep"): (8.0,),
+    ("claims", "deep"): (1.0,),
 }
 # Passes over the rows of private training.
 EPOCHS: Final[dict[tuple[str, str], int]] = {
@@ -66,7 +66,7 @@ EPOCHS: Final[dict[tuple[str, str], int]] = {
     ("click", "deep"): 20,
     ("sale", "deep"): 10,
     ("install", "deep"): 10,
-    ("claims", "deep"): 5,
+    ("claims", "deep"): 3,
 }
 
 
@@ -83,10 +83,10 @@ WITHOUT_NOISE: Final = {
     ("sale", "logistic"): WithoutNoise((80,), (16.0,), (0.875e-4, 1.75e-4)),
     ("install", "logistic"): WithoutNoise((100,), (64.0,), (0.875e-5, 1.75e-5)),
     ("claims", "logistic"): WithoutNoise((30,), (3.0,), (0.0,)),
-    ("click", "deep"): WithoutNoise((5, 10), (1.0, 2.0, 4.0), (0.0, 1e-4)),
-    ("sale", "deep"): WithoutNoise((5, 10), (1.0, 2.0, 4.0, 8.0), (0.0, 1e-4)),
-    ("install", "deep"): WithoutNoise((5, 10), (2.0, 8.0, 32.0), (0.0, 1e-5)),
-    ("claims", "deep"): WithoutNoise((5, 10), (0.3, 1.0), (0.0,)),
+    ("click", "deep"): WithoutNoise((5, 10), (2.0, 4.0), (0.0, 1e-4)),
+    ("sale", "deep"): WithoutNoise((5, 10), (2.0,), (0.0, 1e-4)),
+    ("install", "deep"): WithoutNoise((5, 10), (8.0,), (0.0, 1e-5)),
+    ("claims", "deep"): WithoutNoise((5,), (0.3, 1.0), (0.0,)),
 }
 KEPT: Final = (
     "auc", "auc_low", "auc_high", "auc_loss", "pr_auc", "log_loss", "normalized_entropy", "calibration",

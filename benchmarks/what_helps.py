@@ -68,7 +68,8 @@ def _scaled(folder: Path, columns: list[str], factor: float) -> str:
     path = Path(f"sweeps/what_helps-scaled-{len(columns)}-{factor:g}.parquet").absolute()
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        lists = [pl.concat_list(pl.col(name)) for name in columns]
+        # As text: ids of lists are hashed then, as those of scalars are.
+        lists = [pl.concat_list(pl.col(name).cast(pl.String)) for name in columns]
         factors = [pl.concat_list(pl.lit(factor)).alias(f"{name}_factor") for name in columns]
         log = pl.read_parquet(folder / "criteo_adkdd2021.parquet")
         log.with_columns(*lists, *factors).write_parquet(path)
