@@ -44,29 +44,30 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
 TOWERS: Final[dict[str, dict[str, Any]]] = {
     "logistic": {"name": "sgd", "learning_rate": 1.0},
     "deep": {"name": "adam", "learning_rate": 0.003},
+    "logistic, without noise": {"name": "sgd", "learning_rate": 1.0, "schedule": "linear"},
     "deep, without noise": {"name": "adam", "learning_rate": 0.001, "schedule": "linear"},
 }
 # Learning rates of the tables, tried for every private cell.
 RATES: Final[dict[tuple[str, str], tuple[float, ...]]] = {
     ("click", "logistic"): (0.5, 1.0, 2.0),
-    ("sale", "logistic"): (4.0, 8.0),
-    ("install", "logistic"): (8.0,),
-    ("claims", "logistic"): (1.0, 3.0),
+    ("sale", "logistic"): (4.0, 8.0, 16.0),
+    ("install", "logistic"): (8.0, 16.0),
+    ("claims", "logistic"): (3.0, 8.0),
     ("click", "deep"): (1.0, 2.0, 4.0),
-    ("sale", "deep"): (4.0,),
-    ("install", "deep"): (8.0,),
-    ("claims", "deep"): (1.0,),
+    ("sale", "deep"): (4.0, 8.0, 16.0),
+    ("install", "deep"): (8.0, 16.0),
+    ("claims", "deep"): (2.0,),
 }
 # Passes over the rows of private training.
 EPOCHS: Final[dict[tuple[str, str], int]] = {
     ("click", "logistic"): 40,
     ("sale", "logistic"): 40,
     ("install", "logistic"): 40,
-    ("claims", "logistic"): 10,
+    ("claims", "logistic"): 40,
     ("click", "deep"): 20,
     ("sale", "deep"): 10,
     ("install", "deep"): 10,
-    ("claims", "deep"): 3,
+    ("claims", "deep"): 5,
 }
 
 
@@ -82,7 +83,7 @@ WITHOUT_NOISE: Final = {
     ("click", "logistic"): WithoutNoise((80,), (8.0,), (0.875e-4, 1.75e-4)),
     ("sale", "logistic"): WithoutNoise((80,), (16.0,), (0.875e-4, 1.75e-4)),
     ("install", "logistic"): WithoutNoise((100,), (64.0,), (0.875e-5, 1.75e-5)),
-    ("claims", "logistic"): WithoutNoise((30,), (3.0,), (0.0,)),
+    ("claims", "logistic"): WithoutNoise((30,), (1.0, 3.0), (0.0,)),
     ("click", "deep"): WithoutNoise((5, 10), (2.0, 4.0), (0.0, 1e-4)),
     ("sale", "deep"): WithoutNoise((5, 10), (2.0,), (0.0, 1e-4)),
     ("install", "deep"): WithoutNoise((5, 10), (8.0,), (0.0, 1e-5)),
@@ -120,7 +121,7 @@ def _grid(task: str, model: str, epsilon: float) -> Iterator[dict[str, Any]]:
                 "training.tower_optimizer": TOWERS[kind],
             }
         return
-    tower = TOWERS["deep, without noise" if kind == "deep" else kind]
+    tower = TOWERS[f"{kind}, without noise"]
     for epochs, rate, decay in itertools.product(*WITHOUT_NOISE[task, kind]):
         yield {
             TABLES: {

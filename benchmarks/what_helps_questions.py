@@ -95,7 +95,7 @@ QUESTIONS: Final[Mapping[str, Question]] = {
         },
     ),
     "rates": Question(
-        "Should large tables learn at another rate?",
+        "Should large tables learn at another rate? (Splits differ from arm to arm.)",
         {f"tables of 512 rows and more: {s * s:g} times": {} for s in SCALES},
         rates={"click": (0.5, 1.0, 2.0)},
         schema={
@@ -104,7 +104,7 @@ QUESTIONS: Final[Mapping[str, Question]] = {
         },
     ),
     "split": Question(
-        "How should the clip norm be split between tables and tower?",
+        "Should tables have more or less of the clip norm? (Splits differ from arm to arm.)",
         {f"tables' gradients {s:g} times": mlp(8, [64]) for s in SCALES},
         base=NETWORK,
         rates={"click": (1.0, 2.0, 4.0)},
