@@ -83,7 +83,7 @@ class Wide(Part):
     """A linear model: the sum of the fields' weights, and a linear layer on the numbers."""
 
     def __init__(self, layout: Layout) -> None:
-        self.linears = (JaxLinear("wide.linear", layout.num_numeric, 1, starts_at_zero=True),)
+        self.linears = (JaxLinear("wide.linear", layout.num_numeric, 1),)
 
     def __call__(self, params: Values, columns: Columns) -> jax.Array:
         """Its part of the logits."""

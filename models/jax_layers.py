@@ -16,6 +16,8 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from dpads.errors import ConfigError
+
 # Products of float32, as torch's: some devices would else round their operands to ten bits.
 PRECISION = lax.Precision.HIGHEST
 
@@ -29,7 +31,6 @@ class JaxLinear:
         width_in: inputs.
         width_out: outputs.
         bias: whether it has one.
-        starts_at_zero: whether the initial weight is zero.
         positions: vectors that each example passes through the layer; its gradient is their sum.
     """
 
@@ -37,7 +38,6 @@ class JaxLinear:
     width_in: int
     width_out: int
     bias: bool = True
-    starts_at_zero: bool = False
     positions: int = 1
 
     @property
@@ -60,11 +60,11 @@ class LayerFactors(NamedTuple):
 
 
 class Parameters(dict[str, jax.Array]):
-    """A tower's parameters in a forward pass that is to be differentiated.
+    """A tower's parameters in a forward pass whose linear layers are to be differentiated.
 
     Args:
         values: by name.
-        taps: {layer: zeros, shaped as its outputs}.
+        taps: {layer: zeros, of as many elements as its outputs}.
 
     Attributes:
         inputs: {layer: what it read}, filled by `linear`.
@@ -76,9 +76,20 @@ class Parameters(dict[str, jax.Array]):
         self.inputs: dict[str, jax.Array] = {}
 
     def through(self, layer: str, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
-        """Notes what a layer read; its outputs with the tap."""
-        self.inputs[layer] = inputs
-        return outputs + self.taps[layer]
+        """Notes what a layer read; its outputs with the tap, where it has one.
+
+        Raises:
+            ConfigError: the layer was called before.
+        """
+        if layer not in self.taps:
+            return outputs
+        if layer in self.inputs:
+            raise ConfigError(
+                f'Layer "{layer}" was called twice for one example, and once when the model was made. Let '
+                "apply take the same way whenever it is called."
+            )
+        self.inputs[layer] = inputs.astype(jnp.float32)
+        return outputs + self.taps[layer].reshape(outputs.shape)
 
 
 def linear(params: Mapping[str, jax.Array], name: str, inputs: jax.Array) -> jax.Array:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
-import numpy as np
 from jax import numpy as jnp
-from numpy.typing import NDArray
 
-from dpads.kernels.gaussian import normals
-from dpads.kernels.keys import derive_key
 from dpads.models import jax_interactions as parts
 from dpads.models.jax_layers import (
     JaxLinear,
@@ -27,7 +22,9 @@ from dpads.models.jax_losses import JaxTargets, example_losses, loss_gradients
 from dpads.models.layout import Layout
 from dpads.schema import Task
 
-Forward = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+Values: TypeAlias = Mapping[str, jax.Array]
+Forward: TypeAlias = Callable[[Values, jax.Array], jax.Array]
+FactorsOf: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class TowerGradients(NamedTuple):
@@ -42,13 +39,27 @@ class TowerGradients(NamedTuple):
     factors: dict[str, LayerFactors]
 
 
+class WholeSums(NamedTuple):
+    """What became of the gradients that are no layer's.
+
+    Attributes:
+        squares: float64[U], squared norms over all parameters.
+        parts: float64[U], sums of the norms of parts that may cancel.
+        sums: {parameter: float64}, sums of clipped gradients.
+    """
+
+    squares: jax.Array
+    parts: jax.Array
+    sums: dict[str, jax.Array]
+
+
 @dataclass(frozen=True)
 class JaxTower:
-    """A tower of linear layers and functions without parameters; pure functions, no state.
+    """A tower whose parameters are all of linear layers; pure functions, no state.
 
     Attributes:
         forward: (parameters, features float32[B, width]) -> logits float32[B]; its layers are `linear`'s.
-        linears: all layers with parameters, in the order of the torch tower's.
+        linears: layers whose gradients stay in factors, in the order of the torch tower's.
         task: which loss.
     """
 
@@ -61,19 +72,21 @@ class JaxTower:
         """Shapes of all parameters by name, in order."""
         return {name: shape for layer in self.linears for name, shape in layer.shapes.items()}
 
-    def logits(self, params: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Names of the parameters that belong to none of `linears`; `clip_whole` is for these."""
+        known = {name for layer in self.linears for name in layer.shapes}
+        return tuple(name for name in self.shapes if name not in known)
+
+    def logits(self, params: Values, features: jax.Array) -> jax.Array:
         """Logits, [B]."""
         return self.forward(params, features)
 
-    def losses(
-        self, params: Mapping[str, jax.Array], features: jax.Array, targets: JaxTargets
-    ) -> jax.Array:
+    def losses(self, params: Values, features: jax.Array, targets: JaxTargets) -> jax.Array:
         """Losses, [B], weights included."""
         return example_losses(self.task, self.forward(params, features), targets)
 
-    def gradients(
-        self, params: Mapping[str, jax.Array], features: jax.Array, targets: JaxTargets
-    ) -> TowerGradients:
+    def gradients(self, params: Values, features: jax.Array, targets: JaxTargets) -> TowerGradients:
         """One forward and one backward pass; 64-bit numbers must be enabled around it.
 
         Args:
@@ -82,56 +95,79 @@ class JaxTower:
             targets: of the B examples; padding has weight 0.
 
         Returns:
-            Gradients of each example's loss. No array holds more than a vector for each example and layer.
+            Gradients of each example's loss. No array holds more than a vector for each example and position
+            of a layer.
 
         Guarantees:
             - An example of weight 0 and finite activations has zero output_grads and feature_grads.
         """
         taps = {
-            layer.name: jnp.zeros((len(features), layer.width_out), jnp.float32)
+            layer.name: jnp.zeros((len(features), layer.positions * layer.width_out), jnp.float32)
             for layer in self.linears
         }
 
-        def forward(
-            features: jax.Array, taps: dict[str, jax.Array]
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            noted = Parameters(params, taps)
-            return self.forward(noted, features), noted.inputs
+        def forward(features: jax.Array, taps: dict[str, jax.Array]) -> tuple[jax.Array, Values]:
+            return self._noted(params, features, taps)
 
         logits, backward, inputs = jax.vjp(forward, features, taps, has_aux=True)
-        feature_grads, output_grads = backward(loss_gradients(self.task, logits, targets))
+        feature_grads, by_taps = backward(loss_gradients(self.task, logits, targets))
         factors = {
-            name: LayerFactors(inputs[name], values) for name, values in output_grads.items()
+            layer.name: LayerFactors(
+                inputs[layer.name].reshape(len(features) * layer.positions, layer.width_in),
+                by_taps[layer.name].reshape(len(features) * layer.positions, layer.width_out),
+            )
+            for layer in self.linears
         }
         return TowerGradients(feature_grads, factors)
 
+    def clip_whole(
+        self,
+        params: Values,
+        features: jax.Array,
+        targets: JaxTargets,
+        units: jax.Array | None,
+        squares: jax.Array,
+        parts: jax.Array,
+        factors_of: FactorsOf,
+    ) -> WholeSums:
+        """Clips and sums the gradients by the parameters of `whole`, a chunk of examples at a time.
 
-def initial_parameters(
-    linears: Sequence[JaxLinear], master: bytes
-) -> dict[str, NDArray[np.float32]]:
-    """The initial values of the torch tower, bit for bit: weights N(0, 2 / in), biases zero.
+        Args:
+            params: float32, by name.
+            features: float32[B, width].
+            targets: of the B examples.
+            units: int32[B], rising, the unit of each example; U or more for padding. None where example i is
+                unit i.
+            squares: float64[U], the units' squared norms over all other parameters.
+            parts: float64[U], sums of the norms of parts that may cancel, of all other parameters.
+            factors_of: (squares float64[k], parts float64[k]) -> clip factors float32[k].
 
-    Args:
-        linears: the layers.
-        master: the public key of the initial parameters.
-    """
-    found = {}
-    for layer in linears:
-        for name, shape in layer.shapes.items():
-            value = np.zeros(shape, np.float32)
-            if name.endswith(".weight") and not layer.starts_at_zero:
-                draws = normals(derive_key(master, "tower", layer.name), 0, value.size)
-                scale = np.float32(math.sqrt(2.0 / max(layer.width_in, 1)))
-                value[...] = draws.reshape(shape) * scale
-            found[name] = value
-    return found
+        Returns:
+            Squares and parts with these parameters, and their sums of clipped gradients.
+        """
+        del params, features, targets, units, factors_of
+        return WholeSums(squares, parts, {})
+
+    def whole_gradients(
+        self, params: Values, features: jax.Array, targets: JaxTargets
+    ) -> dict[str, jax.Array]:
+        """Each example's gradients by the parameters of `whole`, [n, *shape]; for few examples at a time."""
+        del params, features, targets
+        return {}
+
+    def _noted(
+        self, params: Values, features: jax.Array, taps: Values
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits, and what each layer read."""
+        noted = Parameters(params, taps)
+        return self.forward(noted, features), noted.inputs
 
 
 def sum_plus_linear(layout: Layout, task: Task) -> JaxTower:
     """Sum of the embedded columns plus a linear layer on the numeric ones."""
-    layer = JaxLinear("linear", layout.num_numeric, 1, starts_at_zero=True)
+    layer = JaxLinear("linear", layout.num_numeric, 1)
 
-    def forward(params: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
+    def forward(params: Values, features: jax.Array) -> jax.Array:
         numeric = linear(params, layer.name, features[:, layout.embedded :])[:, 0]
         return features[:, : layout.embedded].sum(axis=1) + numeric
 
@@ -142,7 +178,7 @@ def perceptron(layout: Layout, task: Task, hidden: Sequence[int]) -> JaxTower:
     """Linear and ReLU layers on all columns."""
     layers = mlp_layers("", layout.width, hidden)
 
-    def forward(params: Mapping[str, jax.Array], features: jax.Array) -> jax.Array:
+    def forward(params: Values, features: jax.Array) -> jax.Array:
         return mlp(params, layers, features)
 
     return JaxTower(forward, layers, task)
