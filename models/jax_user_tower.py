@@ -132,9 +132,8 @@ def user_tower(
 
     def one(params: Values, row: jax.Array) -> jax.Array:
         embedded = {name: row[column] for name, column in columns.items()}
-        with jax.enable_x64(
-            False
-        ):  # as where the user wrote it: numbers that name no type have 32 bits
+        # as where the user wrote it: numbers that name no type have 32 bits
+        with jax.enable_x64(False):
             logit = jnp.asarray(function(params, embedded, row[layout.embedded :]), jnp.float32)
         if logit.shape not in ((), (1,)):
             raise ConfigError(

@@ -238,7 +238,7 @@ def clip_whole(name: str, task: str, chunk: int, units: bool) -> Any:
 def examples(draw: Any, name: str, task: str) -> Any:
     """Parameters, features, targets and units; padding at the end."""
     model = perturb(model_of(name, task), draw(st.integers(0, 100)))
-    lengths = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 7]), min_size=1, max_size=6))
+    lengths = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 9]), min_size=1, max_size=6))
     size, real = 16, min(sum(lengths), 16)
     seeded = np.random.default_rng(draw(st.integers(0, 100)))
     features = seeded.normal(size=(size, model.layout.width)).astype(np.float32)
@@ -264,7 +264,7 @@ def test_sums_in_chunks_are_those_of_single_units(name: str, task: str, data: An
     by_unit = data.draw(st.booleans())
     if not by_unit:
         units = np.where(units < 16, np.arange(16), 16).astype(np.int32)
-    others, parts = np.linspace(0.0, 2.0, 16), np.linspace(0.0, 1.0, 16)
+    others, parts = np.linspace(0.0, 2.0, 16), np.linspace(0.0, 10.0, 16)
     params, tower = dict(model.dense), description_of(name, task).converted.tower
     with jax.enable_x64(True):
         arguments = (clip, params, features, targets, units, others, parts)
@@ -313,11 +313,12 @@ def test_a_unit_that_is_not_finite_leaves_the_others_unchanged_to_the_bit(
 
 
 def test_examples_that_no_weight_marks_as_padding_add_nothing() -> None:
-    """Chunks are filled up: what fills them has no weight where none is given."""
+    """Chunks are filled up, where they are not full: what fills them has no weight where none is given."""
     model = perturb(model_of("no_layers"), 3)
     features = np.random.default_rng(1).normal(size=(16, model.layout.width)).astype(np.float32)
     sums = []
-    for chunk, units in ((16, None), (32, None), (32, np.arange(16, dtype=np.int32))):
+    own = np.arange(16, dtype=np.int32)
+    for chunk, units in ((16, None), (32, None), (32, own), (16, own)):
         tower = dataclasses.replace(description_of("no_layers").converted.tower, chunk=chunk)
         with jax.enable_x64(True):
             found = tower.clip_whole(
