@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ PREPARED: Final = "prepared"
 FORMAT: Final = 2
 # The packages whose versions decide what the numbers are.
 PACKAGES: Final = ("dp-accounting", "numba", "numpy", "polars", "scipy", "torch")
+
+
+DIGEST = re.compile("[0-9a-f]{64}")
+NOTHING = "0" * 64
 
 
 class ModuleMissingError(ConfigError):
@@ -117,6 +122,9 @@ class RunRecord:
         names = {item.name for item in dataclasses.fields(cls)}
         if not names - {"train_store"} <= set(data) <= names:
             raise RunError(f"{RUN}: damaged: keys are missing or unknown. Restore it from a copy.")
+        for name in ("train_fingerprint", "test_fingerprint", "train_store"):
+            if not DIGEST.fullmatch(str(data.get(name) or NOTHING)):
+                raise RunError(f"{RUN}: damaged: {name} is no digest. Restore it from a copy.")
         return cls(**data)
 
 

@@ -276,6 +276,17 @@ def test_no_damage_to_any_file_raises(run: Path, seed: int) -> None:
     assert verify(run).ok
 
 
+@pytest.mark.parametrize("name", ["train_fingerprint", "test_fingerprint", "train_store"])
+def test_what_is_no_digest_of_rows_fails(run: Path, name: str) -> None:
+    """Nothing else in the folder says which rows the test rows were: a forger can name others."""
+    kept = (run / "run.json").read_text()
+    (run / "run.json").write_text(json.dumps(json.loads(kept) | {name: "1fd-160c"}))
+    failure = verify(run).first_failure
+    assert failure is not None
+    assert name in failure.note
+    (run / "run.json").write_text(kept)
+
+
 @pytest.mark.parametrize(
     "shift", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))]
 )
