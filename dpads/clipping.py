@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpads._validate import nearest
 from dpads.batch import SparseBatch
 from dpads.errors import ConfigError, DataError
 from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
 from dpads.kernels.merge import SortedPlaces, like, merge_runs, sort_places
 from dpads.kernels.workers import Task, get_workers, over
-from dpads.models.base import Model, Tower
+from dpads.models.base import Model, Tower, check_backend
 from dpads.models.gradients import ChunkGradients, DenseSums
 from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 
@@ -307,7 +306,13 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
     return ClippedSum(dense, groups, first.l2_clip_norm)
 
 
-def rounding_of(tower: Tower, units: int, rows_per_unit: int, floor: float) -> float:
+def rounding_of(
+    tower: Tower,
+    units: int,
+    rows_per_unit: int,
+    floor: float,
+    at_a_time: int | None = None,
+) -> float:
     """How far rounding moves a float64 sum over a batch when a unit joins or leaves, at most, in clip norms.
 
     A chunk's product sums a vector for every position of its examples, and the sum over chunks goes on with
@@ -319,13 +324,16 @@ def rounding_of(tower: Tower, units: int, rows_per_unit: int, floor: float) -> f
         units: in a batch.
         rows_per_unit: at most.
         floor: of `kernels.clip.clip_factors`; 1 where no parts cancel.
+        at_a_time: examples whose gradients one product sums; None for those of a chunk.
     """
-    chunk = min(CHUNK, tower.examples_at_a_time)
+    chunk = at_a_time or min(CHUNK, tower.examples_at_a_time)
     terms = (chunk + rows_per_unit - 1) * tower.positions + units * rows_per_unit / chunk
     return 2.0 * terms * 2.0**-53 * units / floor
 
 
-def cancellation_floor(tower: Tower, units: int, rows_per_unit: int) -> float:
+def cancellation_floor(
+    tower: Tower, units: int, rows_per_unit: int, at_a_time: int | None = None
+) -> float:
     """The least part of its parts' sum that a unit is clipped by: of a run, never of its data.
 
     A power of two. A quarter of what rounding may take is aimed at: sums over a table's rows have a term for
@@ -336,7 +344,9 @@ def cancellation_floor(tower: Tower, units: int, rows_per_unit: int) -> float:
     """
     most = units
     highest = HIGHEST_FLOOR if tower.positions > 1 or rows_per_unit > 1 else 1.0
-    while most > 1 and not rounding_of(tower, most, rows_per_unit, highest) <= LARGEST_ROUNDING:
+    while most > 1:
+        if rounding_of(tower, most, rows_per_unit, highest, at_a_time) <= LARGEST_ROUNDING:
+            break
         most //= 2
     if most < units:
         raise ConfigError(
@@ -347,7 +357,7 @@ def cancellation_floor(tower: Tower, units: int, rows_per_unit: int) -> float:
         )
     floor = LOWEST_FLOOR
     while floor < HIGHEST_FLOOR:
-        if rounding_of(tower, units, rows_per_unit, floor) <= LARGEST_ROUNDING / 4:
+        if rounding_of(tower, units, rows_per_unit, floor, at_a_time) <= LARGEST_ROUNDING / 4:
             break
         floor *= 2.0
     return floor
@@ -374,7 +384,7 @@ def clipped_gradients(
         batch: from `SparseBatch.from_arrays` or a store; may be empty.
         l2_clip_norm: the bound C on the joint norm of one unit's gradient over the tower and all tables;
             infinity does not clip.
-        backend: "torch".
+        backend: "torch" or "jax".
 
     Returns:
         Norms and sums; secret, no noise is added.
@@ -397,11 +407,16 @@ def clipped_gradients(
         >>> out.norms.round(3).tolist(), out.tables["C1"][0].tolist()
         ([0.707, 0.707, 0.707], [3, 7])
     """
-    if backend != "torch":
-        raise ConfigError(f'Unknown backend "{backend}".' + nearest(str(backend), ["torch"]))
+    check_backend(backend)
     check_clip_norm(l2_clip_norm)
     model.check_batch(batch)
-    total, norms = clip_batch(model, batch, batch_reads(model, batch), float(l2_clip_norm))
+    reads = batch_reads(model, batch)
+    if backend == "jax":
+        from dpads.jax_step import clip_once
+
+        total, norms = clip_once(model, batch, reads, float(l2_clip_norm))
+    else:
+        total, norms = clip_batch(model, batch, reads, float(l2_clip_norm))
     tables = {}
     for group in model.layout.groups:
         sums = total.groups[group.name]

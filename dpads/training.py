@@ -375,6 +375,10 @@ class Trainer:
 
 def _backend_of(model: Model, mechanics: Mechanics) -> Backend:
     """Where the run's parameters are kept and moved."""
+    if mechanics.settings.backend == "jax":
+        from dpads.jax_backend import JaxBackend
+
+        return JaxBackend(model, mechanics)
     from dpads.torch_backend import TorchBackend
 
     return TorchBackend(model, mechanics)

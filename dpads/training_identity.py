@@ -59,6 +59,7 @@ def run_identity(
         "threads": performance.threads or available_cores(),
         "physical_batch_size": performance.physical_batch_size,
         "processor": processor(),
+        "jax": jax_facts() if settings.backend == "jax" else None,
         "torch": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "sums": SUMS,
@@ -66,6 +67,17 @@ def run_identity(
             name: version(name) for name in ("llvmlite", "numba", "numpy", "scipy", "torch")
         }
         | {"dpads": dpads.__version__},
+    }
+
+
+def jax_facts() -> dict[str, Any]:
+    """What decides which programs JAX compiles, and so the last bits of sums."""
+    import jax
+
+    return {
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "flags": os.environ.get("XLA_FLAGS"),
     }
 
 

@@ -169,6 +169,50 @@ def recent_intervals(
             decay *= table.factors[t]
 
 
+@njit(inline="always")
+def _missed(
+    table: MissedNoise,
+    since: int,
+    step: int,
+    scale: float,
+    stddevs: NDArray[np.float64],
+    decays: NDArray[np.float64],
+) -> tuple[float, float]:
+    """Standard deviation and decay of [since, step): looked up where it is short."""
+    gap = step - since
+    if gap < len(stddevs):
+        return stddevs[gap], decays[gap]
+    stddev = scale * np.sqrt(missed_variance(table, since, step))
+    return stddev, _exp(table.log_decay[step] - table.log_decay[since])
+
+
+@njit(cache=True, nogil=True)
+def missed_by(
+    since: NDArray[np.int32],
+    step: int,
+    scale: float,
+    table: MissedNoise,
+    stddevs: NDArray[np.float64],
+    decays: NDArray[np.float64],
+    missed: NDArray[np.float64],
+    kept: NDArray[np.float64],
+) -> None:
+    """What rows missed: 0 and 1 where they are up to date.
+
+    Args:
+        since: int32[k], the first iteration whose noise each row lacks, at most `step`.
+        step: iterations [since, step) are made up for.
+        scale: noise_multiplier * l2_clip_norm / divisor.
+        table: of the schedule.
+        stddevs: float64[RECENT], from `recent_intervals` at this step.
+        decays: float64[RECENT], likewise.
+        missed: float64[k], written: standard deviations of the noise.
+        kept: float64[k], written: factors of the rows.
+    """
+    for i in range(len(since)):
+        missed[i], kept[i] = _missed(table, since[i], step, scale, stddevs, decays)
+
+
 @njit(cache=True, nogil=True)
 def _catch_up(
     array: NDArray[np.float32],
@@ -203,12 +247,7 @@ def _catch_up(
             if gap <= 0:
                 continue
             row = rows[start + lane]
-            if gap < len(stddevs):
-                stddev = stddevs[gap]
-                decay = decays[gap]
-            else:
-                stddev = scale * np.sqrt(missed_variance(table, since[lane], step))
-                decay = _exp(table.log_decay[step] - table.log_decay[since[lane]])
+            stddev, decay = _missed(table, since[lane], step, scale, stddevs, decays)
             values = array[row]
             for j in range(dim):
                 value = decay * values[j] - stddev * normals[j * LANES + lane]

@@ -1,0 +1,198 @@
+"""Training in JAX: the parameters that the torch backend gives, with the same keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import dpads
+from dpads import training
+from dpads.accounting.ledger import Ledger
+from dpads.errors import CheckpointError, ConfigError
+from dpads.plan import Plan, resolve
+from dpads.training import Performance, Trainer, TrainingSettings
+
+ROWS = 900
+MODELS = [
+    dpads.models.Logistic(),
+    dpads.models.Mlp(embedding_dim=3, hidden=(6,)),
+    dpads.models.Dcn(embedding_dim=2, cross_layers=1, hidden=(4,)),
+]
+
+
+def log(seed: int, *, count: bool = False) -> pl.DataFrame:
+    """Scalars with gaps, a weighted bag with repeats, a shared table, users of one to three rows."""
+    rng = np.random.default_rng(seed)
+    tags = [rng.integers(0, 9, rng.integers(0, 5)).astype(str).tolist() for _ in range(ROWS)]
+    ids = rng.integers(0, 40, (ROWS, 2)).astype(str)
+    return pl.DataFrame(
+        {
+            "y": rng.poisson(0.4, ROWS) if count else rng.integers(0, 2, ROWS),
+            "a": pl.Series(ids[:, 0]).set(pl.Series(rng.random(ROWS) < 0.1), None),
+            "b": ids[:, 1],
+            "tags": tags,
+            "w": [rng.uniform(0, 2, len(some)).round(2).tolist() for some in tags],
+            "x": rng.normal(size=ROWS),
+            "t": rng.uniform(0.1, 2.0, ROWS),
+            "u": np.repeat(np.arange(ROWS // 2), 2).astype(str),
+        }
+    )
+
+
+def schema_of(*, count: bool = False) -> dpads.FeatureSchema:
+    return dpads.FeatureSchema(
+        task="count" if count else "ctr",
+        label="y",
+        categorical=["a", "b"],
+        bags=[dpads.Bag("tags", weights="w")],
+        numeric=["x"],
+        tables={"shared": ["a", "b"]},
+        buckets={"shared": 60, "tags": 20},
+        exposure="t" if count else None,
+        user="u",
+    )
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
+    found = {}
+    for count in (False, True):
+        folder = tmp_path_factory.mktemp("logs")
+        log(1, count=count).write_parquet(folder / "log.parquet")
+        schema = schema_of(count=count)
+        found[count] = dpads.prepare(folder / "log.parquet", schema, out=folder / "store")
+    return found
+
+
+def plan_of(noise: float = 1.0, iterations: int = 6, **more: Any) -> Plan:
+    units = ROWS // 2 if more.get("unit") == "user" else ROWS
+    spec = dpads.PrivacySpec(
+        noise_multiplier=noise, delta=1e-6, sampling_prob=60 / units, iterations=iterations, **more
+    )
+    return resolve(spec, expected_batch_size=60, epochs=None, l2_clip_norm=0.3)
+
+
+def settings_of(backend: str, **more: Any) -> TrainingSettings:
+    values = {
+        "table_optimizer": dpads.Sgd(learning_rate=0.5, schedule="linear", weight_decay=0.01),
+        "tower_optimizer": dpads.Adam(learning_rate=0.01, weight_decay=0.001),
+        **more,
+    }
+    return TrainingSettings(backend=backend, noise_seed=3, **values)
+
+
+@pytest.fixture(autouse=True)
+def same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are bound to the backend; here both get the same, so that their noise can be compared."""
+    monkeypatch.setattr(training, "digest_of", lambda _: "both")
+
+
+def trainer_of(
+    backend: str,
+    store: Any,
+    model: Any = MODELS[0],
+    plan: Plan | None = None,
+    performance: Performance | None = None,
+    folder: Path | None = None,
+    **more: Any,
+) -> Trainer:
+    return Trainer(
+        store,
+        model,
+        plan or plan_of(),
+        settings_of(backend, **more),
+        performance or Performance(),
+        Ledger(),
+        folder,
+    )
+
+
+def alike(first: Any, second: Any, tolerance: float = 1e-6) -> None:
+    assert set(first) == set(second)
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=tolerance, err_msg=name)
+
+
+def trained(backend: str, *args: Any, **more: Any) -> dict[str, np.ndarray]:
+    trainer = trainer_of(backend, *args, **more)
+    trainer.run()
+    return trainer.model.state()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_jax_is_torch(stores: Any, model: Any, noise: float) -> None:
+    both = [trained(name, stores[False], model, plan_of(noise)) for name in ("torch", "jax")]
+    alike(*both)
+
+
+@pytest.mark.parametrize("unit", ["user", "example"])
+def test_jax_is_torch_for_counts_and_users(stores: Any, unit: str) -> None:
+    store = stores[True].capped(2, seed=0)
+    plan = plan_of(unit=unit, max_examples_per_unit=2)
+    both = [trained(name, store, MODELS[1], plan) for name in ("torch", "jax")]
+    alike(*both)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [dpads.Sgd(learning_rate=0.1, weight_decay=0.01), dpads.AdamBC(learning_rate=0.01)]
+)
+def test_tower_optimizers_are_those_of_torch(stores: Any, optimizer: Any) -> None:
+    both = [
+        trained(name, stores[False], MODELS[1], tower_optimizer=optimizer)
+        for name in ("torch", "jax")
+    ]
+    alike(*both)
+
+
+def test_dense_noise_and_pieces_of_batches_are_those_of_torch(stores: Any) -> None:
+    alike(*(trained(name, stores[False], table_noise="dense") for name in ("torch", "jax")))
+    pieces = Performance(physical_batch_size=25)
+    whole = trained("jax", stores[False])
+    alike(whole, trained("jax", stores[False], performance=pieces), 3e-6)
+
+
+def test_a_resumed_run_ends_with_the_same_parameters(stores: Any, tmp_path: Path) -> None:
+    store = stores[False]
+    trainer = trainer_of("jax", store, MODELS[1], folder=tmp_path / "c")
+    for _ in range(3):
+        trainer.step()
+    trainer.save()
+    trainer.step()
+    args: tuple[Any, ...] = (store, MODELS[1], plan_of())
+    resumed = Trainer.resume(tmp_path / "c", *args, settings_of("jax"), Performance(), Ledger())
+    assert (resumed.iteration, resumed.replayed) == (3, 1)
+    resumed.run()
+    whole = trained("jax", store, MODELS[1])
+    for name, value in resumed.model.state().items():
+        np.testing.assert_array_equal(value, whole[name])
+    with pytest.raises(CheckpointError, match="settings changed"):
+        Trainer.resume(tmp_path / "c", *args, settings_of("torch"), Performance(), Ledger())
+
+
+def test_a_read_in_the_middle_is_that_of_torch(stores: Any) -> None:
+    read = {}
+    for name in ("torch", "jax"):
+        trainer = trainer_of(name, stores[False], MODELS[1])
+        for _ in range(3):
+            trainer.step()
+        read[name] = [trainer.read_model().state()]
+        trainer.run()
+        read[name].append(trainer.model.state())
+    alike(read["torch"][0], read["jax"][0])
+    alike(read["torch"][1], read["jax"][1])
+
+
+def test_a_model_without_a_tower_in_jax_and_an_unknown_backend_are_refused(stores: Any) -> None:
+    class Other(dpads.models.Logistic):
+        name = "other"
+        jax_tower = dpads.models.Description.jax_tower
+
+    with pytest.raises(ConfigError, match=r'backend "jax" .*logistic.*got "other"'):
+        trainer_of("jax", stores[False], Other())
+    with pytest.raises(ConfigError, match=r'Unknown backend "jaxx"\. Did you mean "jax"\?'):
+        trainer_of("jaxx", stores[False])
