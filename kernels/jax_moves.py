@@ -6,12 +6,14 @@ buffers under jit, within `jax.enable_x64(True)`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dpads.kernels.jax_ops import wide
-from dpads.kernels.jax_random import flat_normals, row_normals
+from dpads.kernels.jax_random import NORMALS_PER_ROW, row_normals
+from dpads.kernels.jax_wide import wide
 
 ROWS_AT_A_TIME = 1 << 16  # of a whole table
 
@@ -153,6 +155,43 @@ def move_all(
     return put_rows(table, touched, moved)
 
 
+def noisy_means(
+    sums: Mapping[str, jax.Array],
+    keys: Mapping[str, jax.Array],
+    step: jax.Array,
+    stddev: jax.Array | float,
+    grid: jax.Array | float,
+    divisor: jax.Array | float,
+) -> dict[str, jax.Array]:
+    """(sums + stddev * normals) rounded to the grid, over the divisor; float32, shaped as the sums.
+
+    Args:
+        sums: {parameter: float64, of any shape}.
+        keys: {parameter: uint32[8]}; the normals of each are those of `gaussian.normals`.
+        step: uint32[2], the iteration of the address.
+        stddev: of the noise on the sums, positive.
+        grid: a power of two.
+        divisor: positive.
+    """
+    if not sums:
+        return {}
+    counts = {name: -(-total.size // NORMALS_PER_ROW) for name, total in sums.items()}
+    # one stream of rows, whosever they are: many short ones would each be compiled
+    rows = jnp.concatenate([jnp.arange(count, dtype=jnp.uint32) for count in counts.values()])
+    key = jnp.concatenate(
+        [jnp.broadcast_to(keys[name][:, None], (8, count)) for name, count in counts.items()],
+        axis=1,
+    )
+    normals = row_normals(key, rows, step, NORMALS_PER_ROW)
+    means, first = {}, 0
+    for name, total in sums.items():
+        own = normals[first : first + counts[name]].reshape(-1)[: total.size]
+        first += counts[name]
+        noisy = wide(total) + stddev * wide(own).reshape(total.shape)
+        means[name] = (jnp.rint(noisy / grid) * grid / divisor).astype(jnp.float32)
+    return means
+
+
 def noisy_mean(
     sums: jax.Array,
     key: jax.Array,
@@ -161,16 +200,5 @@ def noisy_mean(
     grid: jax.Array | float,
     divisor: jax.Array | float,
 ) -> jax.Array:
-    """(sums + stddev * normals) rounded to the grid, over the divisor; float32, shaped as the sums.
-
-    Args:
-        sums: float64, of any shape.
-        key: uint32[8].
-        step: uint32[2], the iteration of the address.
-        stddev: of the noise on the sums, positive.
-        grid: a power of two.
-        divisor: positive.
-    """
-    noise = wide(flat_normals(key, step, sums.size)).reshape(sums.shape)
-    noisy = wide(sums) + stddev * noise
-    return (jnp.rint(noisy / grid) * grid / divisor).astype(jnp.float32)
+    """`noisy_means` of one parameter."""
+    return noisy_means({"": sums}, {"": key}, step, stddev, grid, divisor)[""]

@@ -67,14 +67,13 @@ def keystream(key: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Arr
     """ChaCha20 blocks, uint32[16, n], as RFC 8439 section 2.3 defines them.
 
     Args:
-        key: uint32[8].
+        key: uint32[8], or uint32[8, n], a key for each block.
         counters: uint32[n].
         nonces: uint32[3, n].
     """
     count = len(counters)
     a = jnp.broadcast_to(jnp.array(CONSTANTS, jnp.uint32)[:, None], (4, count))
-    b = jnp.broadcast_to(key[:4, None], (4, count))
-    c = jnp.broadcast_to(key[4:, None], (4, count))
+    b, c = jnp.broadcast_to(key.reshape(2, 4, -1), (2, 4, count))
     d = jnp.concatenate([counters[None], nonces])
     state = lax.fori_loop(0, DOUBLE_ROUNDS, _double_round, (a, b, c, d))
     return jnp.concatenate(
@@ -85,6 +84,8 @@ def keystream(key: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Arr
 def _row_blocks(key: jax.Array, rows: jax.Array, step: jax.Array, blocks: int) -> jax.Array:
     """The first blocks of every row, uint32[blocks * 16, n]."""
     count = len(rows)
+    if key.ndim == 2:
+        key = jnp.tile(key, (1, blocks))
     counters = jnp.repeat(jnp.arange(blocks, dtype=jnp.uint32), count)
     low, high = (jnp.broadcast_to(word, (blocks * count,)) for word in (step[0], step[1]))
     words = keystream(key, counters, jnp.stack([jnp.tile(rows, blocks), low, high]))
@@ -193,11 +194,19 @@ def _in_pieces(
     # two at least: a loop of one turn would be undone
     pieces = max(-(-count * -(-dim // WORDS) // BLOCKS_AT_A_TIME), 2)
     size = -(-count // pieces)
-    padded = jnp.pad(rows, (0, pieces * size - count))
+
+    def pieces_of(values: jax.Array) -> jax.Array:
+        """[..., n] as [pieces, ..., size], zeros at the end."""
+        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, pieces * size - count)])
+        return jnp.moveaxis(padded.reshape(*values.shape[:-1], pieces, size), -2, 0)
+
     # the normals change places outside the loop: fused with that, Box-Muller would not be vectorised
-    normals, refine = lax.map(
-        lambda some: _coarse(key, some, step, dim), padded.reshape(pieces, size)
-    )
+    if key.ndim == 1:
+        normals, refine = lax.map(lambda some: _coarse(key, some, step, dim), pieces_of(rows))
+    else:
+        normals, refine = lax.map(
+            lambda some: _coarse(some[0], some[1], step, dim), (pieces_of(key), pieces_of(rows))
+        )
     return _in_rows(normals, dim).reshape(-1, dim)[:count], refine.reshape(-1)[:count]
 
 
@@ -205,7 +214,7 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
     """Standard normals of rows, float32[n, dim]; each depends on (key, step, row) alone.
 
     Args:
-        key: uint32[8].
+        key: uint32[8], or uint32[8, n], a key for each row.
         rows: uint32[n], row addresses.
         step: uint32[2], from `step_words`.
         dim: normals per row.
@@ -225,7 +234,8 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
     def refined(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         normals, refine = state
         (at,) = jnp.nonzero(refine, size=size, fill_value=count)
-        found = _fine(key, rows.at[at].get(mode="clip"), step, dim)
+        own = key if key.ndim == 1 else key.at[:, at].get(mode="clip")
+        found = _fine(own, rows.at[at].get(mode="clip"), step, dim)
         return normals.at[at].set(found, mode="drop"), refine.at[at].set(False, mode="drop")
 
     # one turn nearly always: the few rows with a long radius fit

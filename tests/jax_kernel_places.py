@@ -40,39 +40,61 @@ def device_places(
     sizes: Sizes,
     *,
     regular: bool = False,
-    pairs: bool = True,
+    pairs: str = "all",
 ) -> DevicePlaces:
-    """One place after the other; `units` is the unit of each example, None where example i is unit i."""
+    """One place after the other.
+
+    Args:
+        places: of a batch.
+        dim: width of the rows.
+        slots: of the group.
+        num_rows: of the array.
+        units: the unit of each example; None where example i is unit i.
+        sizes: what to pad to.
+        regular: a place for every slot of every example.
+        pairs: "all" places, the "repeated" ones, or "none".
+    """
     count = len(places.rows)
     touched = sorted(set(places.rows.tolist()))
     run_of = {row: run for run, row in enumerate(touched)}
     length = sizes.examples * slots if regular else sizes.places
+    of_unit = {i: i if units is None else int(units[i]) for i in range(len(places.offsets) - 1)}
+    of_place = [
+        (of_unit[int(i)], int(row)) for i, row in zip(places.examples, places.rows, strict=True)
+    ]
     columns: dict[str, Any] = {
         "rows": np.zeros(length, np.uint32),
         "slots": np.zeros(length, np.int32),
         "coefs": np.zeros(length, np.float32),
         "examples": np.full(length, sizes.examples, np.int32),
         "runs": np.full(length, sizes.rows, np.int32),
-        "pairs": np.full(length, length, np.int32),
     }
+    device_pairs = np.full(length, length, np.int32)
     pair_units = np.full(length, sizes.examples if units is None else sizes.units, np.int32)
+    repeated = np.full(length, length, np.int32)
     known: dict[tuple[int, int], int] = {}
+    taken = 0
     for k in range(count):
         i, row, slot = int(places.examples[k]), int(places.rows[k]), int(places.columns[k]) // dim
         at = i * slots + slot if regular else k
-        unit = i if units is None else int(units[i])
-        pair = known.setdefault((unit, row), len(known))
-        pair_units[pair] = unit
-        values = (row, slot, places.coefs[k], i, run_of[row], pair)
+        values = (row, slot, places.coefs[k], i, run_of[row])
         for name, value in zip(columns, values, strict=True):
             columns[name][at] = value
+        if pairs == "repeated" and of_place.count(of_place[k]) == 1:
+            continue
+        pair = known.setdefault(of_place[k], len(known))
+        pair_units[pair] = of_place[k][0]
+        device_pairs[taken if pairs == "repeated" else at] = pair
+        repeated[taken] = at
+        taken += 1
     if regular:
         columns["slots"] = columns["examples"] = None
-    if not pairs:
+    if pairs == "none":
         assert len(known) == count
-        columns["pairs"] = None
     return DevicePlaces(
         **columns,
-        pair_units=pair_units if pairs else None,
+        pairs=None if pairs == "none" else device_pairs,
+        pair_units=None if pairs == "none" else pair_units,
         touched=fill(touched, sizes.rows, num_rows, np.uint32),
+        repeated=repeated if pairs == "repeated" else None,
     )

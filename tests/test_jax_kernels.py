@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax_kernel_places import LARGE, SMALL, Sizes, device_places, fill
 
 import dpads
-from dpads.kernels import clip, jax_ops, reference
+from dpads.kernels import clip, jax_linear, jax_ops, reference
 from dpads.kernels.lookup import Places
 from dpads.models import Mlp
 
@@ -38,7 +38,7 @@ class Case:
 
     def __init__(self, data: Any, kind: str) -> None:
         schema = SCHEMAS[kind]
-        self.dim = data.draw(st.sampled_from([1, 3]))
+        self.dim = 1 if kind == "apart" else 3  # few shapes: each is compiled
         batch = data.draw(batches(schema))
         self.layout = Mlp(embedding_dim=self.dim, hidden=(2,)).layout(schema)
         self.group = self.layout.groups[0]
@@ -49,7 +49,9 @@ class Case:
         if self.offsets is None:
             self.offsets = np.arange(batch.num_examples + 1)
         self.regular = kind != "bags" and data.draw(st.booleans())
-        self.pairs = kind != "apart" or self.segments is not None
+        self.pairs = "none"
+        if kind != "apart" or self.segments is not None:
+            self.pairs = data.draw(st.sampled_from(["all", "repeated"]))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         width = self.slots * self.dim
         self.grads = rng.normal(size=(batch.num_examples, width)).astype(np.float32)
@@ -118,11 +120,11 @@ def clipped(
 ) -> dict[str, Any]:
     """A unit's gradient over a group of tables and one linear layer jointly, clipped and summed."""
     squares, parts = jax_ops.square_norms(grads, places, slots, units, num_units)
-    of_layer = jax_ops.linear_square_norms(inputs, outs, True, units, num_units, longest)
+    of_layer = jax_linear.linear_square_norms(inputs, outs, True, units, num_units, longest)
     squares, parts = squares + of_layer[0], parts + of_layer[1]
     norms, factors = jax_ops.clip_factors(squares, parts, l2_clip_norm, 2.0**-12)
     spread = jax_ops.example_factors(factors, units)
-    weight, bias = jax_ops.linear_sums(inputs, outs, spread)
+    weight, bias = jax_linear.linear_sums(inputs, outs, spread)
     rows = jax_ops.row_sums(grads, places, slots, spread)
     return {
         "squares": squares,
@@ -147,7 +149,7 @@ def unit_gradient(case: Case, first: int, last: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", SCHEMAS)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_clipped_sums_equal_the_reference_and_numba(kind: str, data: Any) -> None:
     case, bound = Case(data, kind), data.draw(st.sampled_from([0.5, 3.0, np.inf]))
     found = case.clipped(bound)
@@ -171,13 +173,15 @@ def test_clipped_sums_equal_the_reference_and_numba(kind: str, data: Any) -> Non
     clip.square_norms_merged(case.grads, case.places, 0, case.dim, offsets, squares, parts)
     clip.linear_square_norms(case.inputs, case.outs, 1.0, offsets, squares, parts)
     np.testing.assert_allclose(found["squares"], squares, rtol=1e-12, atol=1e-14)
-    if case.pairs:
+    if case.pairs == "all":
         np.testing.assert_allclose(found["parts"], parts, rtol=1e-12, atol=1e-14)
+    else:  # what cannot cancel is no part
+        assert np.all(found["parts"] <= parts * (1 + 1e-12))
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_padding_changes_no_bit(kind: str, data: Any) -> None:
     case = Case(data, kind)
     small, large = case.clipped(1.0), case.clipped(1.0, LARGE)
@@ -290,7 +294,8 @@ def test_clip_factors_are_numbas(bound: float) -> None:
         assert np.all(found[1][np.isfinite(squares)] * norms[np.isfinite(squares)] <= bound)
 
 
-def test_units_whose_parts_cancel_are_clipped_by_their_parts() -> None:
+@pytest.mark.parametrize("pairs", ["all", "repeated"])
+def test_units_whose_parts_cancel_are_clipped_by_their_parts(pairs: str) -> None:
     # two examples of one user, gradients (g, -g) up to the last bits: the norm is rounding alone
     grads = np.array([[1e3], [-1e3 + 2.0**-14]], np.float32)
     places = Places(
@@ -301,7 +306,7 @@ def test_units_whose_parts_cancel_are_clipped_by_their_parts() -> None:
         np.array([0, 1, 2]),
     )
     units = np.zeros(2, np.int32)
-    device = device_places(places, 1, 1, 7, units, Sizes(2, 2, 1, 1))
+    device = device_places(places, 1, 1, 7, units, Sizes(2, 2, 1, 1), pairs=pairs)
     with jax.enable_x64(True):
         squares, parts = jax.jit(jax_ops.square_norms, static_argnums=(2, 4))(
             grads, device, 1, units, 1
@@ -326,10 +331,10 @@ def test_layers_that_read_several_vectors_an_example(data: Any) -> None:
     longest = np.int32(np.diff(offsets).max())
     factors = rng.choice(np.array([0.0, 0.5, 1.0], np.float32), size)
     with jax.enable_x64(True):
-        squares, parts = jax.jit(jax_ops.linear_square_norms, static_argnums=(2, 4, 6))(
+        squares, parts = jax.jit(jax_linear.linear_square_norms, static_argnums=(2, 4, 6))(
             inputs, outs, True, units, count, longest, positions
         )
-        weight, bias = jax.jit(jax_ops.linear_sums, static_argnums=3)(
+        weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
             inputs, outs, factors, positions
         )
     expected, expected_parts = np.zeros(count), np.zeros(count)
@@ -339,6 +344,54 @@ def test_layers_that_read_several_vectors_an_example(data: Any) -> None:
     left = np.repeat(factors, positions)[:, None] * outs.astype(np.float64)
     np.testing.assert_allclose(weight, left.T @ inputs, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(bias, left.sum(axis=0), rtol=1e-12, atol=1e-12)
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_groups_are_summed_in_float32_and_large_ones_in_float64(data: Any) -> None:
+    counts = data.draw(st.lists(st.sampled_from([0, 1, 5, 96, 97, 230]), min_size=4, max_size=4))
+    size = 4 * 256
+    used = sum(counts)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    inputs = rng.normal(size=(size, IN)).astype(np.float32)
+    outs = rng.normal(size=(size, OUT)).astype(np.float32)
+    factors = rng.choice(np.array([0.0, 0.3, 1.0], np.float32), size)
+    factors[used:] = 0.0
+    inputs[factors == 0.0] = np.nan
+    outs[factors == 0.0] = np.inf
+    groups = np.cumsum([0, *counts]).astype(np.int32)
+    with jax.enable_x64(True):
+        weight, bias = _linear_sums(inputs, outs, factors, 1, groups)
+        exact, exact_bias = _linear_sums(inputs, outs, factors)
+    # each group by itself: float32 products where it is small, and nothing is rounded where it is large
+    expected = np.zeros((OUT, IN))
+    for first, last in pairwise(groups):
+        own = factors[first:last] != 0.0
+        right, scale = inputs[first:last][own], factors[first:last][own, None]
+        left = outs[first:last][own]
+        if last - first <= 96:
+            expected += ((scale * left).T @ right).astype(np.float64)
+        else:
+            expected += (scale.astype(np.float64) * left).T @ right.astype(np.float64)
+    np.testing.assert_allclose(weight, expected, rtol=1e-12, atol=96 * 2.0**-22)
+    np.testing.assert_allclose(weight, exact, rtol=1e-12, atol=96 * 2.0**-22)
+    np.testing.assert_allclose(bias, exact_bias, atol=used * 2.0**-24)
+    if all(count > 96 or count == 0 for count in counts):
+        np.testing.assert_allclose(weight, exact, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(bias, exact_bias, rtol=1e-13, atol=1e-13)
+
+
+_linear_sums = jax.jit(jax_linear.linear_sums, static_argnums=3)
+
+
+def test_rounding_in_groups_stays_within_the_slack() -> None:
+    # 96 gradients of norm C, all alike: float32 sums move by less than (n^2 / 2 + n) 2^-24 C
+    inputs, factors = np.full((96, 1), 1 / 3, np.float32), np.full(96, 0.7, np.float32)
+    groups = np.array([0, 96], np.int32)
+    with jax.enable_x64(True):
+        found = float(_linear_sums(inputs, inputs, factors, 1, groups)[0][0, 0])
+        exact = float(_linear_sums(inputs, inputs, factors)[0][0, 0])
+    assert 0 < abs(found - exact) < (96**2 / 2 + 96) * 2.0**-24 * exact / 96
 
 
 def test_sums_lose_nothing_of_many_small_terms() -> None:
@@ -357,7 +410,7 @@ def test_sums_lose_nothing_of_many_small_terms() -> None:
     device = device_places(places, 1, 1, 1, None, Sizes(size, size, 1, size))
     with jax.enable_x64(True):
         rows = jax.jit(jax_ops.row_sums, static_argnums=2)(grads, device, 1, factors)
-        weight, bias = jax.jit(jax_ops.linear_sums)(grads, grads, factors)
+        weight, bias = jax.jit(jax_linear.linear_sums)(grads, grads, factors)
     wide = grads[:, 0].astype(np.float64)
     expected = float((factors.astype(np.float64) * float(np.float32(0.3)) * wide).sum())
     assert float(rows[0, 0]) == pytest.approx(expected, rel=1e-12)

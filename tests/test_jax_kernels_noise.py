@@ -254,18 +254,26 @@ def test_tables_are_moved_in_place() -> None:
     assert table.is_deleted()
 
 
-@pytest.mark.parametrize("shape", [(5,), (7, 9)])
-def test_noisy_means_are_numbas(shape: tuple[int, ...]) -> None:
-    sums = np.random.default_rng(0).normal(0, 3, shape)
+def test_noisy_means_are_numbas() -> None:
+    rng = np.random.default_rng(0)
+    sums = {
+        "a": rng.normal(0, 3, (7, 9)),
+        "b": rng.normal(0, 3, 5),
+        "c": rng.normal(0, 3, (64, 30)),
+    }
+    keys = {"a": KEY, "b": OTHER_KEY, "c": KEY + np.uint32(1)}
     stddev, grid, divisor = 2.0, 2.0**-9, 37.0
-    expected = np.empty(sums.size, np.float32)
-    gaussian.noisy_mean(sums.reshape(-1), 0, KEY, 5, stddev, grid, divisor, expected)
     with jax.enable_x64(True):
-        found = jax.jit(jax_moves.noisy_mean)(sums, KEY, step_words(5), stddev, grid, divisor)
-    assert found.shape == shape
-    steps = np.asarray(found, np.float64) * divisor / grid
-    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
-    # a number on the edge between two steps may go either way
-    off = np.abs(steps - expected.reshape(shape).astype(np.float64) * divisor / grid)
-    assert off.max() < 1.001
-    assert (off > 0.5).mean() < 0.05
+        found = jax.jit(jax_moves.noisy_means)(sums, keys, step_words(5), stddev, grid, divisor)
+        assert jax_moves.noisy_means({}, {}, step_words(5), stddev, grid, divisor) == {}
+    for name, total in sums.items():
+        expected = np.empty(total.size, np.float32)
+        flat = total.reshape(-1)
+        gaussian.noisy_mean(flat, 0, keys[name], 5, stddev, grid, divisor, expected)
+        assert (found[name].shape, found[name].dtype) == (total.shape, np.float32)
+        steps = np.asarray(found[name], np.float64).reshape(-1) * divisor / grid
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+        # a number on the edge between two steps may go either way
+        off = np.abs(steps - expected.astype(np.float64) * divisor / grid)
+        assert off.max() < 1.001
+        assert (off > 0.5).mean() < 0.01
