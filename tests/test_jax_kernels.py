@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax_kernel_places import LARGE, SMALL, Sizes, device_places, fill
 
 import dpads
-from dpads.kernels import clip, jax_linear, jax_ops, reference
+from dpads.kernels import clip, jax_linear, jax_moves, jax_ops, reference
 from dpads.kernels.lookup import Places
 from dpads.models import Mlp
 
@@ -416,6 +416,42 @@ def test_sums_lose_nothing_of_many_small_terms() -> None:
     assert float(rows[0, 0]) == pytest.approx(expected, rel=1e-12)
     assert float(weight[0, 0]) == pytest.approx(float((factors * wide * wide).sum()), rel=1e-12)
     assert float(bias[0]) == pytest.approx(float((factors * wide).sum()), rel=1e-12)
+
+
+def test_no_array_has_the_size_of_batch_times_rows_or_batch_times_parameters() -> None:
+    rows, dim, size, slots, wide = 1_000_000, 16, 1024, 4, 256
+    length = size * slots
+
+    def of(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    places = jax_ops.DevicePlaces(
+        of(np.uint32, length),
+        None,
+        of(np.float32, length),
+        None,
+        of(np.int32, length),
+        of(np.int32, length),
+        of(np.int32, length),
+        of(np.uint32, length),
+    )
+
+    def step(table: Any, places: Any, outs: Any, units: Any, groups: Any) -> Any:
+        features = jax_ops.pool(table, places, size, slots)
+        inputs = jax.numpy.tile(features, (1, wide // (slots * dim)))
+        found = clipped(features, inputs, outs, places, units, 4, size, slots, 1.0)
+        more = jax_linear.linear_sums(inputs, outs, found["spread"], 1, groups)
+        moved = jax_moves.take_rows(table, places.touched) + found["rows"].astype(np.float32)
+        return jax_moves.put_rows(table, places.touched, moved), found["weight"], more
+
+    with jax.enable_x64(True):
+        arguments = (of(np.float32, rows, dim), places, of(np.float32, size, wide))
+        arguments += (of(np.int32, size), of(np.int32, 20))
+        compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= rows * dim * 4  # the table is changed in place
+    # 20 MB beside it: gradients of single examples would be 270 MB, the smallest copy of the table 64 MB
+    assert memory.temp_size_in_bytes < 20e6
 
 
 def test_nothing_is_certified_in_32_bits() -> None:
