@@ -51,19 +51,6 @@ def caught_up(
     return moved.astype(jnp.float32)
 
 
-def catch_up(
-    table: jax.Array,
-    touched: jax.Array,
-    stddevs: jax.Array,
-    decays: jax.Array,
-    key: jax.Array,
-    step: jax.Array,
-) -> jax.Array:
-    """`caught_up`, in the table: float32[rows, dim]."""
-    values = take_rows(table, touched)
-    return put_rows(table, touched, caught_up(values, touched, stddevs, decays, key, step))
-
-
 def moved_rows(
     values: jax.Array,
     touched: jax.Array,
@@ -92,22 +79,6 @@ def moved_rows(
     if stddev is not None:
         moved = moved - stddev * wide(row_normals(key, touched, step, values.shape[1]))
     return moved.astype(jnp.float32)
-
-
-def move_rows(
-    table: jax.Array,
-    touched: jax.Array,
-    sums: jax.Array,
-    factor: jax.Array | float,
-    decay: jax.Array | float,
-    stddev: jax.Array | float | None,
-    key: jax.Array,
-    step: jax.Array,
-) -> jax.Array:
-    """`moved_rows`, in the table: float32[rows, dim]."""
-    values = take_rows(table, touched)
-    moved = moved_rows(values, touched, sums, factor, decay, stddev, key, step)
-    return put_rows(table, touched, moved)
 
 
 def move_all(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dpads.kernels.jax_linear import linear_square_norms as linear_square_norms
 from dpads.kernels.jax_linear import linear_sums as linear_sums
@@ -26,12 +25,12 @@ class DevicePlaces(NamedTuple):
     """Where a batch reads one array of tables, padded: P places, R rows, U units, B examples.
 
     Where every example has one place in each of its S slots and nowhere else, `examples` and `slots` may be
-    None: place k is slot k mod S of example k // S, and places that are not there have coefficient 0.
+    None: place k is slot k mod S of example k // S, and places that are not there are padding.
 
     Attributes:
         rows: uint32[P], rows of the array; of padding any.
         slots: int32[P], which of the group's slots; None in a regular batch.
-        coefs: float32[P], the factor of the row; 0 is no place at all.
+        coefs: float32[P], the factor of the row; 0 for padding, and no place at all.
         examples: int32[P], the example that reads; B for padding. None in a regular batch.
         runs: int32[P], position of the row in `touched`; R for padding.
         pairs: int32[Q], number of the (unit, row) that each place of `repeated` belongs to; Q for padding.
@@ -56,24 +55,12 @@ class DevicePlaces(NamedTuple):
 def _slots_of(places: DevicePlaces, slots: int) -> jax.Array:
     """Place within [B * S] of every place, int32[P]; B * S or more for padding."""
     if places.examples is None or places.slots is None:
-        return jnp.arange(len(places.rows), dtype=jnp.int32)
+        return jnp.arange(len(places.runs), dtype=jnp.int32)
     return places.examples * slots + places.slots
 
 
-def pool(table: jax.Array, places: DevicePlaces, examples: int, slots: int) -> jax.Array:
-    """Features of a group: the sum of each slot's weighted rows, float32[B, S * dim].
-
-    Args:
-        table: float32[rows, dim].
-        places: of the batch.
-        examples: B.
-        slots: S.
-    """
-    return _pooled(table.at[places.rows].get(mode="clip"), places, examples, slots)
-
-
 def pool_touched(values: jax.Array, places: DevicePlaces, examples: int, slots: int) -> jax.Array:
-    """`pool`, from the touched rows themselves.
+    """Features of a group: the sum of each slot's weighted rows, float32[B, S * dim].
 
     Args:
         values: float32[R, dim], the rows `touched`.
@@ -81,15 +68,10 @@ def pool_touched(values: jax.Array, places: DevicePlaces, examples: int, slots: 
         examples: B.
         slots: S.
     """
-    return _pooled(values.at[places.runs].get(mode="clip"), places, examples, slots)
-
-
-def _pooled(vectors: jax.Array, places: DevicePlaces, examples: int, slots: int) -> jax.Array:
-    """LayerSums of weighted vectors, float32[P, dim], by slot."""
-    dim = vectors.shape[1]
-    coefs = places.coefs[:, None]
-    # padding may have come upon a row that is not finite
-    vectors = jnp.where(coefs == 0.0, np.float32(0.0), coefs * vectors)
+    dim = values.shape[1]
+    # padding reads zeros: what it would come upon may not be finite
+    vectors = values.at[places.runs].get(mode="fill", fill_value=0.0)
+    vectors = places.coefs[:, None] * vectors
     if places.examples is None:
         return vectors.reshape(examples, slots * dim)
     at = _slots_of(places, slots)

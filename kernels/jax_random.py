@@ -243,9 +243,3 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
         lambda state: jnp.any(state[1]), refined, (normals, refine)
     )
     return state[0]
-
-
-def flat_normals(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
-    """A flat vector of standard normals, float32[count]; those of `gaussian.normals`."""
-    rows = jnp.arange(-(-count // NORMALS_PER_ROW), dtype=jnp.uint32)
-    return row_normals(key, rows, step, NORMALS_PER_ROW).reshape(-1)[:count]

@@ -181,7 +181,7 @@ def test_clipped_sums_equal_the_reference_and_numba(kind: str, data: Any) -> Non
 
 @pytest.mark.parametrize("kind", SCHEMAS)
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_padding_changes_no_bit(kind: str, data: Any) -> None:
     case = Case(data, kind)
     small, large = case.clipped(1.0), case.clipped(1.0, LARGE)
@@ -251,25 +251,15 @@ def test_pool_equals_the_reference_and_reads_no_padding(kind: str, data: Any) ->
     case = Case(data, kind)
     expected = np.zeros((len(case.grads), case.slots * case.dim))
     reference.pool(case.array, case.places, 0, expected)
-    array = case.array.copy()
-    if 0 not in case.places.rows:
-        array[0] = np.nan  # what padding names
-    if case.num_rows - 1 not in case.places.rows:
-        array[-1] = np.nan
     for sizes in (SMALL, LARGE):
         places = case.on_device(sizes)["places"]
-        values = array[np.minimum(places.touched, case.num_rows - 1)]
-        for found in (
-            _pool(array, places, sizes.examples, case.slots),
-            _pool_touched(values, places, sizes.examples, case.slots),
-        ):
-            assert np.all(np.asarray(found)[len(expected) :] == 0.0)
-            np.testing.assert_allclose(
-                np.asarray(found)[: len(expected)], expected, rtol=1e-5, atol=1e-5
-            )
+        values = case.array[np.minimum(places.touched, case.num_rows - 1)]
+        values[len(set(case.places.rows.tolist())) :] = np.nan
+        found = np.asarray(_pool_touched(values, places, sizes.examples, case.slots))
+        assert np.all(found[len(expected) :] == 0.0)
+        np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-5, atol=1e-5)
 
 
-_pool = jax.jit(jax_ops.pool, static_argnums=(2, 3))
 _pool_touched = jax.jit(jax_ops.pool_touched, static_argnums=(2, 3))
 
 
@@ -437,11 +427,12 @@ def test_no_array_has_the_size_of_batch_times_rows_or_batch_times_parameters() -
     )
 
     def step(table: Any, places: Any, outs: Any, units: Any, groups: Any) -> Any:
-        features = jax_ops.pool(table, places, size, slots)
+        read = jax_moves.take_rows(table, places.touched)
+        features = jax_ops.pool_touched(read, places, size, slots)
         inputs = jax.numpy.tile(features, (1, wide // (slots * dim)))
         found = clipped(features, inputs, outs, places, units, 4, size, slots, 1.0)
         more = jax_linear.linear_sums(inputs, outs, found["spread"], 1, groups)
-        moved = jax_moves.take_rows(table, places.touched) + found["rows"].astype(np.float32)
+        moved = read + found["rows"].astype(np.float32)
         return jax_moves.put_rows(table, places.touched, moved), found["weight"], more
 
     with jax.enable_x64(True):

@@ -69,6 +69,17 @@ def test_normals_are_numbas(dim: int, x64: bool) -> None:
         assert_equal_normals(found, numba_normals(rows, step, dim))
 
 
+@pytest.mark.parametrize("dim", [1, 17])
+def test_devices_that_draw_all_rows_at_once_draw_the_same(dim: int) -> None:
+    rows = np.arange(1000, dtype=np.uint32)
+    both = [
+        jax.jit(partial(draw, dim=dim))(KEY, rows, step_words(6))
+        for draw in (jax_random._at_once, jax_random._in_pieces)
+    ]
+    assert_equal_normals(both[0][0], np.asarray(both[1][0]))
+    np.testing.assert_array_equal(both[0][1], both[1][1])
+
+
 def test_long_radii_take_second_words() -> None:
     # among a million pairs some 250 are refined, the longest of them beyond what 32 bits can tell
     rows = np.arange(1 << 16, dtype=np.uint32)
@@ -114,15 +125,19 @@ def test_a_normal_depends_on_its_address_alone() -> None:
         assert abs(np.corrcoef(whole.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(whole.size)
 
 
-@pytest.mark.parametrize("count", [0, 1, 15, 16, 1000])
-def test_flat_normals_are_numbas(count: int) -> None:
-    found = jax.jit(jax_random.flat_normals, static_argnums=2)(KEY, step_words(7), count)
-    assert found.shape == (count,)
-    assert_equal_normals(found, gaussian.normals(KEY, 7, count))
-
-
 def _table(rows: int, dim: int) -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, dim)).astype(np.float32)
+
+
+def catch_up(table: Any, touched: Any, stddevs: Any, decays: Any, key: Any, step: Any) -> Any:
+    values = jax_moves.take_rows(table, touched)
+    caught_up = jax_moves.caught_up(values, touched, stddevs, decays, key, step)
+    return jax_moves.put_rows(table, touched, caught_up)
+
+
+def move_rows(table: Any, touched: Any, *how: Any) -> Any:
+    values = jax_moves.take_rows(table, touched)
+    return jax_moves.put_rows(table, touched, jax_moves.moved_rows(values, touched, *how))
 
 
 def _padded(touched: list[int], rows: int, size: int) -> np.ndarray:
@@ -149,7 +164,7 @@ def test_rows_catch_up_as_in_numba(since: list[int], decay: float) -> None:
     lazy.catch_up(expected, history, np.array(touched), step, KEY, scale, table, *recent)
     for size in (12, 16):
         with jax.enable_x64(True):
-            found = jax.jit(jax_moves.catch_up)(
+            found = jax.jit(catch_up)(
                 _table(rows, dim),
                 _padded(touched, rows, size),
                 np.pad(stddevs, (0, size - len(since))),
@@ -173,7 +188,7 @@ def test_rows_move_as_in_numba(dim: int, stddev: float | None) -> None:
     numba_move_rows(expected, history, np.array(touched), sums[:4], move)
     arguments = (_padded(touched, rows, 6), sums, -0.01, 0.9, stddev, KEY, step_words(4))
     with jax.enable_x64(True):
-        moved = jax.jit(jax_moves.move_rows)(_table(rows, dim), *arguments)
+        moved = jax.jit(move_rows)(_table(rows, dim), *arguments)
         everything = jax.jit(jax_moves.move_all)(_table(rows, dim), *arguments)
     np.testing.assert_allclose(moved, expected, rtol=2e-6, atol=1e-6)
     others = np.setdiff1d(np.arange(rows), touched)
@@ -249,7 +264,7 @@ def test_tables_are_moved_in_place() -> None:
             KEY,
             step_words(1),
         )
-        moved = jax.jit(jax_moves.move_rows, donate_argnums=0)(table, *arguments)
+        moved = jax.jit(move_rows, donate_argnums=0)(table, *arguments)
     assert moved.unsafe_buffer_pointer() == before
     assert table.is_deleted()
 
