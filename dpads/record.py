@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dpads
+from dpads.accounting.canonical import digest
 from dpads.errors import ConfigError, RunError, SchemaError, VerificationError
 from dpads.preparing import missing_parents, remove_empty
 from dpads.tensor_files import Buffer, map_tensors, tensor_parts
@@ -108,23 +109,29 @@ class RunRecord:
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        """Plain data and its digest, which shows damage; `from_dict` reads it back."""
+        data = dataclasses.asdict(self)
+        return {**data, "digest": digest(data)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
         """Reads what `to_dict` wrote.
 
         Raises:
-            RunError: a key is missing or unknown, or another format wrote it.
+            RunError: a key is missing or unknown, a value is not the one written, or another format wrote
+                it.
         """
         check_format(RUN, data)
+        data = dict(data)
+        seal = data.pop("digest", None)
         names = {item.name for item in dataclasses.fields(cls)}
         if not names - {"train_store"} <= set(data) <= names:
             raise RunError(f"{RUN}: damaged: keys are missing or unknown. Restore it from a copy.")
         for name in ("train_fingerprint", "test_fingerprint", "train_store"):
             if not DIGEST.fullmatch(str(data.get(name) or NOTHING)):
                 raise RunError(f"{RUN}: damaged: {name} is no digest. Restore it from a copy.")
+        if seal != digest(data):
+            raise RunError(f"{RUN}: damaged: its digest is another. Restore it from a copy.")
         return cls(**data)
 
 
@@ -318,10 +325,10 @@ def load_statement(folder: Path) -> GuaranteeStatement:
 
 def sha256(*parts: Buffer) -> str:
     """SHA-256 of the parts, one after another, in hexadecimal."""
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        whole.update(part)
+    return whole.hexdigest()
 
 
 def hint_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from statement_runs import EVERYTHING, PUBLIC, another, run_inputs, statement_of
 
+from dpads.accounting.canonical import digest
 from dpads.accounting.statement import joint_statement
 from dpads.accounting.verification import verify_statement
 
@@ -28,6 +29,12 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from leaves(part, (*path, number))
     else:
         yield path, value
+
+
+def renewed(record: Statement) -> Statement:
+    """A run's record with the digest that belongs to what it says now."""
+    bare = {key: value for key, value in record.items() if key != "digest"}
+    return {**bare, "digest": digest(bare)}
 
 
 def containers(value: Any, path: Path = ()) -> Iterator[Path]:

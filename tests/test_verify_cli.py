@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from altering import altered, containers, numbers, put, text_of
+from altering import altered, containers, numbers, put, renewed, text_of
 from cli_calls import CONFIG, done, dpads_command
 from typer.testing import CliRunner
 
@@ -57,9 +57,12 @@ def failure(path: Path) -> str:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file."""
+    """Changes a JSON file, and renews run.json's digest as a forger would."""
     data = json.loads(path.read_text())
-    path.write_text(json.dumps(change(data) or data))
+    data = change(data) or data
+    if path.name == "run.json":
+        data = renewed(data)
+    path.write_text(json.dumps(data))
 
 
 def test_a_run_and_its_statement_hold(run: Path, tmp_path: Path) -> None:
@@ -279,12 +282,18 @@ def test_no_damage_to_any_file_raises(run: Path, seed: int) -> None:
 @pytest.mark.parametrize("name", ["train_fingerprint", "test_fingerprint", "train_store"])
 def test_what_is_no_digest_of_rows_fails(run: Path, name: str) -> None:
     """Nothing else in the folder says which rows the test rows were: a forger can name others."""
-    kept = (run / "run.json").read_text()
-    (run / "run.json").write_text(json.dumps(json.loads(kept) | {name: "1fd-160c"}))
+    edit(run / "run.json", lambda d: d | {name: "1fd-160c"})
     failure = verify(run).first_failure
     assert failure is not None
     assert name in failure.note
-    (run / "run.json").write_text(kept)
+
+
+@pytest.mark.slow
+def test_any_value_of_the_record_that_was_changed_fails(run: Path) -> None:
+    data = json.loads((run / "run.json").read_text())
+    for path, value in numbers(data):
+        (run / "run.json").write_text(json.dumps(put(data, path, altered(value, last=True))))
+        assert "run.json" in failure(run), path
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,7 @@ def test_no_json_in_a_runs_files_raises(run: Path, name: str, shift: int) -> Non
         other = put(data, path, wrong[(number + shift) % len(wrong)])
         if name == "statement.json" and len(path) > 1:
             continue
-        (run / name).write_text(json.dumps(other))
+        (run / name).write_text(json.dumps(renewed(other) if name == "run.json" else other))
         verify(run)
 
 

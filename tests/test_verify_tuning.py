@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from altering import put
+from altering import put, renewed
 from cli_calls import CONFIG, done, dpads_command
 
 import dpads
@@ -227,7 +227,7 @@ def test_a_run_that_tells_no_replays_holds_where_its_ledger_tells_none(
 ) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**record, "replayed": None}))
+    (folder / "run.json").write_text(json.dumps(renewed({**record, "replayed": None})))
     entries = [
         replace(entry, details={**entry.details, "replayed": told})
         if entry.kind == "training_finished"

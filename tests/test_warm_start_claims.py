@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altering import renewed
 from small_runs import SMALL
 
 import dpads
@@ -202,6 +203,7 @@ def test_an_earlier_run_that_no_plan_knows_takes_the_claim_away(
     shutil.copytree(second.path, tmp_path / "copy")
     record = read_json(tmp_path / "copy" / "run.json")
     del record["plan"]["carried"]
+    record = renewed(record)
     (tmp_path / "copy" / "run.json").write_text(json.dumps(record))
     found = RunRecord.from_dict(record)
     statement = build_statement(
