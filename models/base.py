@@ -24,6 +24,7 @@ from dpads.schema import FeatureSchema, Task
 
 REGISTRY: dict[str, type[Description]] = {}
 BACKENDS = ("torch", "jax")
+INSTALL_JAX = "pip install 'jax>=0.10,<0.11' 'optax>=0.2.5,<0.3'"  # the ranges of pyproject.toml
 POOLED_AT_A_TIME = 1024  # examples
 ROWS_AT_A_TIME = 1 << 20
 
@@ -77,13 +78,19 @@ class Description(ABC):
     """The public description of a model: frozen plain data, no parameters.
 
     Subclasses are frozen dataclasses that set `name`; defining one registers it.
+
+    Attributes:
+        name: of the kind of model.
+        in_files: whether a file can describe the whole model.
     """
 
     name: ClassVar[str]
+    in_files: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        REGISTRY[cls.name] = cls
+        if hasattr(cls, "name"):
+            REGISTRY[cls.name] = cls
 
     @abstractmethod
     def layout(self, schema: FeatureSchema) -> Layout:
@@ -103,11 +110,45 @@ class Description(ABC):
         Raises:
             ConfigError: the model has none.
         """
-        others = (n for n, kind in REGISTRY.items() if kind.jax_tower is not Description.jax_tower)
-        raise ConfigError(
-            f'Expected a model with a tower in JAX for backend "jax" ({", ".join(sorted(others))}), got '
-            f'"{self.name}". Train it with backend = "torch".'
-        )
+        raise _not_in_jax(self)
+
+    def check_backend(self, backend: str) -> None:
+        """Refuses a backend that the model has no tower for; nothing is loaded.
+
+        Args:
+            backend: "torch" or "jax".
+
+        Raises:
+            ConfigError: the backend is unknown, or not one of the model's.
+        """
+        if check_backend(backend) == "jax" and type(self).jax_tower is Description.jax_tower:
+            raise _not_in_jax(self)
+
+    def load_backend(self, schema: FeatureSchema, backend: str) -> None:
+        """Loads the packages that the model needs to be trained, so that a missing one is told first.
+
+        Args:
+            schema: the columns.
+            backend: "torch" or "jax".
+
+        Raises:
+            ConfigError: the backend is unknown, or not one of the model's.
+            MissingDependencyError: a package is not installed.
+        """
+        self.check_backend(backend)
+        if backend == "jax":
+            try:
+                self.jax_tower(self.layout(schema), schema.task)
+            except ModuleNotFoundError as error:
+                raise MissingDependencyError(
+                    f'backend = "jax" needs the package {error.name}. Install it: {INSTALL_JAX}'
+                ) from error
+        try:  # on the host the tower is torch's, whatever it is trained in
+            import dpads.models.torch_tower  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"Models need the package {error.name}. Install it: pip install torch"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `describe` reads back."""
@@ -137,27 +178,13 @@ class Description(ABC):
             ConfigError: the backend is unknown, or the model has no tower there.
             MissingDependencyError: the backend's package is not installed.
         """
-        if check_backend(backend) == "jax":
-            self._check_jax(schema)
-        try:
-            from dpads.models.torch_tower import build_tower
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                f'backend = "torch" needs the package {error.name}. Install it: pip install torch'
-            ) from error
+        self.load_backend(schema, backend)
+        from dpads.models.torch_tower import build_tower
+
         layout = self.layout(schema)
         master = hashlib.sha256(f"dpads.init.v1:{seed}".encode()).digest()
         tower = build_tower(self.torch_tower(layout), schema.task, layout.width, master)
         return Model(self, schema, layout, tower, init_tables(self, layout, master, on_rows))
-
-    def _check_jax(self, schema: FeatureSchema) -> None:
-        """Refuses a model without a tower in JAX, and a machine without JAX."""
-        try:
-            self.jax_tower(self.layout(schema), schema.task)
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                f'backend = "jax" needs the package {error.name}. Install it: pip install jax optax'
-            ) from error
 
 
 def check_backend(name: str) -> str:
@@ -169,6 +196,16 @@ def check_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ConfigError(f'Unknown backend "{name}".' + nearest(str(name), BACKENDS))
     return name
+
+
+def _not_in_jax(description: Description) -> ConfigError:
+    """The refusal of a model without a tower in JAX."""
+    kinds = (kind for kind in REGISTRY.values() if kind.in_files)
+    others = sorted(k.name for k in kinds if k.jax_tower is not Description.jax_tower)
+    return ConfigError(
+        f'Expected a model with a tower in JAX for backend "jax" ({", ".join(others)}), got '
+        f'"{description.name}". Train it with backend = "torch".'
+    )
 
 
 def init_tables(

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.errors import ConfigError, MissingDependencyError
-from dpads.models.base import Description, Model, init_tables
+from dpads.models.base import INSTALL_JAX, Model, init_tables
 from dpads.models.fields import EmbeddingDim, check_dim, lay_out
 from dpads.models.layout import Layout, TableGroup
+from dpads.models.users_model import UsersModel
 from dpads.schema import FeatureSchema, Task
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class FunctionTower:
 
 
 @dataclass(frozen=True)
-class JaxFunction(Description):
+class JaxFunction(UsersModel):
     """A user's function in JAX, by what identifies it; `from_jax` makes one that can be trained.
 
     Attributes:
@@ -62,7 +63,10 @@ class JaxFunction(Description):
     """
 
     name: ClassVar[str] = "jax"
-    converted: ClassVar[Any] = None  # a `FunctionTower`, where `from_jax` made the description
+    kind: ClassVar[str] = "JAX function"
+    made_by: ClassVar[str] = "dpads.models.from_jax(apply, params, schema)"
+    backend: ClassVar[str] = "jax"
+    other: ClassVar[str] = "a torch module: dpads.models.from_torch"
 
     function: str
     embedding_dim: EmbeddingDim
@@ -70,12 +74,15 @@ class JaxFunction(Description):
     code: str
     initial: str
 
-    def matches(self, other: Description) -> bool:
-        """Whether parameters of one fit the other: the same name, tables and structure."""
-        return isinstance(other, JaxFunction) and (
-            (self.function, self.embedding_dim, self.structure)
-            == (other.function, other.embedding_dim, other.structure)
-        )
+    @property
+    def code_name(self) -> str:
+        """The function's name."""
+        return self.function
+
+    @property
+    def fit(self) -> tuple[Any, ...]:
+        """The same name, tables and structure."""
+        return self.function, self.embedding_dim, self.structure
 
     def layout(self, schema: FeatureSchema) -> Layout:
         """One table per field or shared name; tables of equal width share an array."""
@@ -91,7 +98,7 @@ class JaxFunction(Description):
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(_ONLY_JAX)
+        self.check_backend("torch")
 
     def jax_tower(self, layout: Layout, task: Task) -> UserTower:
         """The function, mapped over examples."""
@@ -116,8 +123,7 @@ class JaxFunction(Description):
         Raises:
             ConfigError: the description comes from a file, the schema is another one, or the backend.
         """
-        if backend != "jax":
-            raise ConfigError(_ONLY_JAX)
+        self.check_backend(backend)
         from dpads.models.jax_host_tower import HostTower
 
         found = self._converted(schema)
@@ -127,23 +133,8 @@ class JaxFunction(Description):
         return Model(self, schema, layout, tower, init_tables(self, layout, master, on_rows))
 
     def _converted(self, schema: FeatureSchema | None) -> FunctionTower:
-        """What was checked.
-
-        Raises:
-            ConfigError: nothing was, or for another schema.
-        """
-        if self.converted is None:
-            raise ConfigError(
-                f"The model is the JAX function {self.function}, which no file holds. Make it again and pass "
-                "it: dpads.models.from_jax(apply, params, schema), as the model= of dpads.train and of "
-                "dpads.Run.load."
-            )
-        if schema is not None and schema != self.converted.schema:
-            raise ConfigError(
-                "The function was checked for another schema. Make the model for this one: "
-                "dpads.models.from_jax(apply, params, schema)."
-            )
-        found: FunctionTower = self.converted
+        """What was checked; a `ConfigError` where nothing was, or for another schema."""
+        found: FunctionTower = self.checked(schema)
         return found
 
 
@@ -201,7 +192,7 @@ def from_jax(
         from dpads.models.jax_user_tower import user_tower
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"from_jax needs the package {error.name}. Install it: pip install jax"
+            f"from_jax needs the package {error.name}. Install it: {INSTALL_JAX}"
         ) from error
     values = _checked(params)
     layout = lay_out(schema, embedding_dim, linear=False)
@@ -222,12 +213,6 @@ def from_jax(
     )
     object.__setattr__(description, "converted", FunctionTower(schema, tower, values))
     return description
-
-
-_ONLY_JAX = (
-    'Expected backend "jax" for a function in JAX. Train it with backend = "jax", or give a torch module: '
-    "dpads.models.from_torch."
-)
 
 
 def _checked(params: Any) -> dict[str, NDArray[np.float32]]:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpads.errors import ConfigError, MissingDependencyError
-from dpads.models.base import Description, Model
+from dpads.errors import MissingDependencyError
+from dpads.models.base import Model
 from dpads.models.layout import Layout, TableGroup
+from dpads.models.users_model import UsersModel
 from dpads.schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TorchModule(Description):
+class TorchModule(UsersModel):
     """A user's torch module, by what identifies it; `from_torch` makes one that can be trained.
 
     Attributes:
@@ -36,23 +37,25 @@ class TorchModule(Description):
     """
 
     name: ClassVar[str] = "torch"
-    converted: ClassVar[Any] = None  # a `Converted`, where `from_torch` made the description
+    kind: ClassVar[str] = "torch module"
+    made_by: ClassVar[str] = "dpads.models.from_torch(module, schema)"
+    backend: ClassVar[str] = "torch"
+    other: ClassVar[str] = "a function in JAX: dpads.models.from_jax"
 
     module: str
     structure: str
     code: str
     initial: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: it names the module, but does not hold it."""
-        own = {key: getattr(self, key) for key in ("module", "structure", "code", "initial")}
-        return {"name": self.name, **own}
+    @property
+    def code_name(self) -> str:
+        """The module's class."""
+        return self.module
 
-    def matches(self, other: Description) -> bool:
-        """Whether parameters of one fit the other: the same class and structure."""
-        return isinstance(other, TorchModule) and (
-            (self.module, self.structure) == (other.module, other.structure)
-        )
+    @property
+    def fit(self) -> tuple[Any, ...]:
+        """The same class and structure."""
+        return self.module, self.structure
 
     def layout(self, schema: FeatureSchema) -> Layout:
         """Tables, and what the embeddings' calls read.
@@ -89,8 +92,7 @@ class TorchModule(Description):
         Raises:
             ConfigError: the description comes from a file, the schema is another one, or the backend.
         """
-        if backend != "torch":
-            raise ConfigError(f'Expected backend "torch" for a torch module, got "{backend}".')
+        self.check_backend(backend)
         return self._converted(schema).model(self, on_rows)
 
     def to_torch(self, model: Model) -> nn.Module:
@@ -117,23 +119,8 @@ class TorchModule(Description):
         return self._converted(model.schema).reader(model)
 
     def _converted(self, schema: FeatureSchema | None) -> Converted:
-        """The conversion.
-
-        Raises:
-            ConfigError: there is none, or it is for another schema.
-        """
-        if self.converted is None:
-            raise ConfigError(
-                f"The model is the torch module {self.module}, which no file holds. Make it again "
-                "and pass it: dpads.models.from_torch(module, schema), as the model= of dpads.train and of "
-                "dpads.Run.load."
-            )
-        if schema is not None and schema != self.converted.schema:
-            raise ConfigError(
-                "The module was converted for another schema. Convert it for this one: "
-                "dpads.models.from_torch(module, schema)."
-            )
-        converted: Converted = self.converted
+        """The conversion; a `ConfigError` where there is none, or for another schema."""
+        converted: Converted = self.checked(schema)
         return converted
 
 
