@@ -62,10 +62,10 @@ def evaluate(
     json_: JsonOption = False,
 ) -> None:
     """Print metrics on labelled rows: an exact read, which the run's ledger then says."""
-    from dpads.record import new_file, to_json, write_text
     from dpads.report_reliability import SUFFIXES, plot_of, write_plot
     from dpads.run import Run
     from dpads.run_data import opened
+    from dpads.run_files import new_file, to_json, write_text
 
     if out is not None:
         new_file(out)
@@ -99,9 +99,9 @@ def predict(
 ) -> None:
     """Write predictions, one per row of the input and in its order; no label is needed."""
     from dpads.predicting import predict_logs
-    from dpads.record import new_file
     from dpads.run import Run
     from dpads.run_data import write_predictions
+    from dpads.run_files import new_file
     from dpads.store import ExampleStore
 
     new_file(out, suffix=".parquet")
@@ -130,8 +130,9 @@ def export(
 ) -> None:
     """Write the model for other programs; it takes the log's columns, their ids hashed to rows of tables."""
     from dpads.exporting import ONNX, TORCH, describe_inputs, export_model
-    from dpads.record import ModuleMissingError, new_file
+    from dpads.record import ModuleMissingError
     from dpads.run import Run
+    from dpads.run_files import new_file
 
     if format_ is None:
         if out.suffix not in (ONNX, TORCH):
@@ -185,9 +186,9 @@ def statement(
     ] = None,
 ) -> None:
     """Print what is guaranteed about the model, on which assumptions, and what is not covered."""
-    from dpads.record import new_file, write_text
     from dpads.report import build_joint_statement
     from dpads.run import Run
+    from dpads.run_files import new_file, write_text
 
     if out is not None:
         new_file(out)

@@ -24,7 +24,7 @@ from dpads.cli_screen import (
     watching,
     whole_number,
 )
-from dpads.record import read_json
+from dpads.run_files import read_json
 
 if TYPE_CHECKING:
     from dpads.sweep_progress import SweepProgress
@@ -114,7 +114,7 @@ def tune(
     privacy.epsilon of the base is what all of it costs.
     """
     from dpads.private_selection import tune as tune_run
-    from dpads.record import LEDGER, partial_of
+    from dpads.run_files import LEDGER, partial_of
     from dpads.sweep_config import load_sweep
     from dpads.training_settings import Performance
     from dpads.tune_config import TuneConfig

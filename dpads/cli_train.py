@@ -66,7 +66,7 @@ def train(
     """Train a model and write its run: parameters, ledger, metrics, statement."""
     from dpads.config import load_config
     from dpads.errors import ConfigError
-    from dpads.record import partial_of
+    from dpads.run_files import partial_of
     from dpads.run_training import train_config
     from dpads.training_settings import Performance
 

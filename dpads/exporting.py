@@ -26,7 +26,7 @@ from dpads.errors import MissingDependencyError, RunError
 from dpads.hashing import table_seed
 from dpads.models.base import Model
 from dpads.predicting import batch_of, record_batch, without_outcome
-from dpads.record import new_file
+from dpads.run_files import new_file
 from dpads.schema import FeatureSchema
 
 if TYPE_CHECKING:

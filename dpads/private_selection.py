@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting import events
 from dpads.accounting.ledger import Ledger
 from dpads.config_toml import to_toml

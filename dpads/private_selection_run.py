@@ -6,12 +6,13 @@ import os
 import time
 from pathlib import Path
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.evaluation import evaluate_model, no_metrics
 from dpads.plan import training_words
 from dpads.private_selection_plan import Prepared
 from dpads.private_selection_worker import FACTS
+from dpads.record import load_model
 from dpads.run import Run, note_evaluation
 from dpads.run_job import declare_upstream, record_of
 from dpads.training import Performance
@@ -31,7 +32,7 @@ def selected_run(
     """
     config = prepared.candidates[candidate]
     plan = prepared.plans[candidate]
-    model, facts = files.load_model(slot), files.read_json(slot / FACTS)
+    model, facts = load_model(slot), files.read_json(slot / FACTS)
     declare_upstream(ledger, config)
     noted = {entry.kind for entry in ledger.entries}
     if "selected_training" not in noted:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.kernels.workers import available_cores
 from dpads.private_selection_worker import differences

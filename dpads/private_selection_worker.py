@@ -22,12 +22,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, parse_config
 from dpads.errors import DpadsError, RunError
 from dpads.plan import DpSgdConfig
 from dpads.private_score import WORST, ScoreMechanism
+from dpads.record import describe_model, parameters_of
 from dpads.resources import check_memory, estimate_memory
 from dpads.run_data import RunRows, open_run_rows, resolve_plan
 from dpads.run_job import settings_of
@@ -200,8 +201,8 @@ def train_candidate(task: CandidateTask) -> float:
     else:  # the first one is whole before the first batch is drawn: none was
         trainer = Trainer(*how, checkpoints)
     trainer.run()
-    files.write_bytes(slot / files.PARAMETERS, *files.parameters_of(trainer.model))
-    files.write_text(slot / files.MODEL, files.describe_model(trainer.model))
+    files.write_bytes(slot / files.PARAMETERS, *parameters_of(trainer.model))
+    files.write_text(slot / files.MODEL, describe_model(trainer.model))
     # How many iterations ran again tells which candidate was interrupted: that is not kept.
     facts = {"executed": trainer.executed}
     files.write_text(slot / FACTS, files.to_json(facts))

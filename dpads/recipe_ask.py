@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.config import Config, DataConfig
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError

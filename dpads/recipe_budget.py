@@ -18,7 +18,7 @@ from dpads.accounting.filters import RenyiFilter
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.relation import Relation
 from dpads.errors import CheckpointError, DpadsError, RunError
-from dpads.record import LEDGER, is_run, partial_of, read_json, to_json, write_text
+from dpads.run_files import LEDGER, is_run, partial_of, read_json, to_json, write_text
 from dpads.sweep_folder import LOCK, TRIALS
 from dpads.sweep_trial import read_outcome
 

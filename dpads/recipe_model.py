@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import KINDS as RELEASES
 from dpads.errors import RunError

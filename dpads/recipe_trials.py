@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.events import EventTree
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, DataConfig

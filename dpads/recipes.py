@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.events import EventTree
 from dpads.accounting.filters import RenyiFilter, smallest_noise_multiplier_within
 from dpads.accounting.ledger import Ledger

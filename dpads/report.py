@@ -18,7 +18,8 @@ from dpads.accounting.statement import (
     make_statement,
 )
 from dpads.plan import Plan
-from dpads.record import RunRecord, now
+from dpads.record import RunRecord
+from dpads.run_files import now
 
 if TYPE_CHECKING:
     from dpads.run import Run

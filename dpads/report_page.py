@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dpads import sweep_charts
 from dpads.accounting.wording import listed, number
-from dpads.record import write_text
+from dpads.run_files import write_text
 from dpads.sweep_figures import Figure, Point
 from dpads.sweep_rows import value_words
 

@@ -278,7 +278,7 @@ def write_plot(plot: Reliability, path: Path) -> None:
     import altair as alt
     import vl_convert
 
-    from dpads.record import write_bytes
+    from dpads.run_files import write_bytes
 
     kinds = dict(zip(plot.bins, KINDS, strict=False))
     colours = {**kinds, AFTER: KINDS[0], BEFORE: "#9aa7b8"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config, load_config
 from dpads.config_toml import to_toml
@@ -19,7 +19,14 @@ from dpads.exporting import ONNX, export_model, model_inputs
 from dpads.models.base import Description, Model
 from dpads.plan import Plan
 from dpads.predicting import predict_frame
-from dpads.record import RunRecord
+from dpads.record import (
+    ModuleMissingError,
+    RunRecord,
+    describe_model,
+    load_model,
+    load_statement,
+    parameters_of,
+)
 from dpads.store import ExampleStore
 
 if TYPE_CHECKING:
@@ -47,7 +54,7 @@ class Run:
     def __init__(
         self,
         *,
-        model: Model | files.ModuleMissingError,
+        model: Model | ModuleMissingError,
         plan: Plan,
         record: RunRecord,
         config: Config,
@@ -75,7 +82,7 @@ class Run:
         Raises:
             ConfigError: the model is a user's torch module, and `load` was not given it.
         """
-        if isinstance(self._model, files.ModuleMissingError):
+        if isinstance(self._model, ModuleMissingError):
             raise self._model
         return self._model
 
@@ -283,8 +290,8 @@ class Run:
 
     def write(self, folder: Path, on_statement: Callable[[int, int], None] | None = None) -> None:
         """Writes every file of a run into a folder that exists; `save` makes one, whole or not."""
-        files.write_bytes(folder / files.PARAMETERS, *files.parameters_of(self.model))
-        files.write_text(folder / files.MODEL, files.describe_model(self.model))
+        files.write_bytes(folder / files.PARAMETERS, *parameters_of(self.model))
+        files.write_text(folder / files.MODEL, describe_model(self.model))
         if not (folder / files.LEDGER).exists():
             self.ledger.save(folder / files.LEDGER)
         files.write_text(folder / files.METRICS, files.to_json(self.metrics))
@@ -323,8 +330,8 @@ class Run:
             )
         record = RunRecord.from_dict(files.read_json(folder / files.RUN))
         try:
-            own: Model | files.ModuleMissingError = files.load_model(folder, model)
-        except files.ModuleMissingError as error:  # its statement and ledger are there all the same
+            own: Model | ModuleMissingError = load_model(folder, model)
+        except ModuleMissingError as error:  # its statement and ledger are there all the same
             own = error
         run = cls(
             model=own,
@@ -335,7 +342,7 @@ class Run:
             metrics=files.read_json(folder / files.METRICS),
             path=folder,
         )
-        run._statement = files.load_statement(folder)
+        run._statement = load_statement(folder)
         return run
 
 

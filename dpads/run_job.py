@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config
 from dpads.errors import CheckpointError
 from dpads.evaluation import Metrics, evaluate_outputs, no_metrics, relative_increase
 from dpads.models.base import Model
 from dpads.plan import Plan
-from dpads.record import RunRecord
+from dpads.record import RunRecord, describe_model, parameters_of, versions
 from dpads.run import Run, note_evaluation
 from dpads.run_data import RunRows, resolve_plan
 from dpads.training import Performance, Progress, RowProgress, Trainer, TrainingSettings
@@ -94,11 +94,11 @@ def record_of(
         replayed=replayed,
         reference=reference,
         artifacts={
-            files.PARAMETERS: files.sha256(*files.parameters_of(model)),
-            files.MODEL: files.sha256(files.describe_model(model).encode()),
+            files.PARAMETERS: files.sha256(*parameters_of(model)),
+            files.MODEL: files.sha256(describe_model(model).encode()),
         },
         statement={key: value for key, value in human.items() if value is not None},
-        versions=files.versions(),
+        versions=versions(),
     )
 
 

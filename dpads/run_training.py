@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads._validate import expect_kind
 from dpads.accounting.earlier import WITH_MODULE, given_entry
 from dpads.accounting.facts import HumanFacts

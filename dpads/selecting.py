@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads._validate import nearest
 from dpads.accounting.ledger import Ledger
 from dpads.errors import ConfigError

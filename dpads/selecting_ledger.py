@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.events import EventTree, composed
 from dpads.accounting.ledger import Ledger, LedgerEntry

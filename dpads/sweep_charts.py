@@ -82,7 +82,7 @@ def write_files(figure: Figure, folder: Path) -> list[Path]:
     """Writes FOLDER/<name>.svg and .png, and returns their paths."""
     import vl_convert
 
-    from dpads.record import write_bytes
+    from dpads.run_files import write_bytes
 
     chart = _chart(figure, Look(is_page=False)).properties(width=560, height=340)
     spec = chart.to_dict()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from dpads.errors import RunError
-from dpads.record import partial_of
+from dpads.run_files import partial_of
 from dpads.sweep_trial import TrialOutcome, TrialTask
 
 # A worker's libraries may use so many threads. OPENBLAS_NUM_THREADS stays as it is: it is part of a run's

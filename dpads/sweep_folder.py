@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from dpads.errors import ConfigError, RunError
 from dpads.preparing import missing_parents
-from dpads.record import write_text
+from dpads.run_files import write_text
 from dpads.sweep_config import SweepConfig
 
 SWEEP: Final = "sweep.json"

@@ -17,7 +17,7 @@ from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, DpadsError
 from dpads.evaluation import HEADLINE_LOSS
 from dpads.kernels.workers import available_cores
-from dpads.record import LEDGER, is_run, now, partial_of, read_json, sha256, to_json, write_text
+from dpads.run_files import LEDGER, is_run, now, partial_of, read_json, sha256, to_json, write_text
 from dpads.sweep_composition import composed_costs
 from dpads.sweep_config import SweepConfig
 from dpads.sweep_engine import OnEvent, TrialEvent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dpads.accounting.ledger import Ledger
-from dpads.record import LEDGER
+from dpads.run_files import LEDGER
 
 if TYPE_CHECKING:
     from dpads.plan import Plan

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dpads
 from dpads.errors import ConfigError, MissingDependencyError, RunError
-from dpads.record import partial_of
+from dpads.run_files import partial_of
 from dpads.sweep_engine import OnEvent, TrialEvent
 from dpads.sweep_trial import TrialOutcome, TrialTask, run_trial
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dpads.config_toml import to_document, toml_value
 from dpads.evaluation import BINARY_METRICS, COUNT_METRICS, HEADLINE_LOSS
 from dpads.plan import Plan
-from dpads.record import METRICS, RUN, is_run, partial_of, read_json, write_bytes
+from dpads.run_files import METRICS, RUN, is_run, partial_of, read_json, write_bytes
 from dpads.sweep_config import Trial
 from dpads.sweep_settings import effective
 from dpads.sweep_trial import TrialOutcome

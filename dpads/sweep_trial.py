@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpads.config import parse_config
 from dpads.errors import CheckpointError, DpadsError, RunError
-from dpads.record import CHECKPOINTS, LEDGER, is_run, partial_of, to_json, write_text
+from dpads.run_files import CHECKPOINTS, LEDGER, is_run, partial_of, to_json, write_text
 from dpads.sweep_ledger import announce_trial
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dpads._validate import nearest
 from dpads.errors import ConfigError, RunError
 from dpads.kernels.workers import available_cores
-from dpads.record import read_json
+from dpads.run_files import read_json
 from dpads.sweep_composition import SweepCost, composed_costs
 from dpads.sweep_config import SweepConfig, Trial, load_sweep
 from dpads.sweep_engine import OnEvent, run_trials

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.earlier import WITH_MODULE
 from dpads.accounting.findings import Finding, Verification
 from dpads.accounting.foreign import LARGEST_TEXT, first_difference, parse_json

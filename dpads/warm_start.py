@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.checks import Basis, Check, ClaimLevel, Result
 from dpads.accounting.earlier import carried_event, earlier_entries, given_entry, resting_on
 from dpads.accounting.events import EventTree
@@ -25,7 +25,7 @@ from dpads.errors import ConfigError, VerificationError
 from dpads.models import TorchModule, describe
 from dpads.models.output import Output
 from dpads.plan import Plan
-from dpads.record import RunRecord
+from dpads.record import RunRecord, check_format, load_statement
 from dpads.report import checks_of_run, tuning_of_run
 from dpads.start_rows import DETAIL, EarlierRows
 from dpads.store import ExampleStore
@@ -141,7 +141,7 @@ def open_start(config: Config, begun: Ledger | None = None) -> Start | None:
         )
     record = RunRecord.from_dict(files.read_json(path / files.RUN))
     facts = files.read_json(path / files.MODEL)
-    files.check_format(path / files.MODEL, facts)
+    check_format(path / files.MODEL, facts)
     _check_same(config, record, facts, path)
     digest = _check_files(record, path)
     output = Output.from_dict(facts["output"])
@@ -243,7 +243,7 @@ def _check_whole(ledger: Ledger, path: Path) -> None:
     Raises:
         VerificationError: entries were cut off, or the statement was not renewed.
     """
-    (stated,) = files.load_statement(path).data["ledgers"]
+    (stated,) = load_statement(path).data["ledgers"]
     if (stated["entries"], stated["head"]) != (len(ledger.entries), ledger.head):
         raise VerificationError(
             f"{path / files.LEDGER}: expected the {stated['entries']} entries that {files.STATEMENT_JSON} "

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import dpads
-from dpads import record as files
+from dpads import run_files as files
 from dpads.config import parse_config
 from dpads.private_selection import Selection
 from dpads.private_selection_worker import CandidateTask
+from dpads.record import describe_model, parameters_of
 from dpads.sweep_config import SweepConfig
 from dpads.training import Performance
 
@@ -69,8 +70,8 @@ def quick(scores: dict[float, float]) -> Runner:
     def run(task: CandidateTask) -> float:
         config = parse_config(tomllib.loads(task.config), base=Path("/"))
         model, slot = config.model.init(config.schema), Path(task.slot)
-        files.write_bytes(slot / files.PARAMETERS, *files.parameters_of(model))
-        files.write_text(slot / files.MODEL, files.describe_model(model))
+        files.write_bytes(slot / files.PARAMETERS, *parameters_of(model))
+        files.write_text(slot / files.MODEL, describe_model(model))
         (slot / "facts.json").write_text(json.dumps({"executed": 8}))
         return scores[rate_of(task)]
 

@@ -325,7 +325,7 @@ def test_nobody_can_tell_whether_the_selected_run_was_the_interrupted_one(
     monkeypatch.setattr("dpads.private_selection_state.os.urandom", bytes)
     monkeypatch.setattr("dpads.training.fresh_master_key", lambda: bytes(32))
     monkeypatch.setattr("secrets.token_hex", lambda count: "5e" * count)
-    monkeypatch.setattr("dpads.record.now", lambda: "2026-01-01T00:00:00Z")
+    monkeypatch.setattr("dpads.run_files.now", lambda: "2026-01-01T00:00:00Z")
     for name in ("whole", "interrupted"):
         with monkeypatch.context() as patch:
             number_drawn(patch, 1)
@@ -348,7 +348,7 @@ def test_the_selected_run_is_dated_at_the_end_of_the_whole(
 ) -> None:
     done: list[float] = []
     number_drawn(monkeypatch, 3)
-    monkeypatch.setattr("dpads.record.now", lambda: f"2026-01-01T00:00:0{len(done)}Z")
+    monkeypatch.setattr("dpads.run_files.now", lambda: f"2026-01-01T00:00:0{len(done)}Z")
 
     def train(task: CandidateTask) -> float:
         quick(dict.fromkeys(RATES, 0.0))(task)

@@ -14,8 +14,8 @@ import pytest
 from small_runs import SMALL, kinds
 
 import dpads
-from dpads import record as files
 from dpads import run as run_module
+from dpads import run_files as files
 from dpads import training
 from dpads.accounting.checks import ClaimLevel
 from dpads.accounting.ledger import Ledger

@@ -9,7 +9,7 @@ import pytest
 from small_runs import SMALL
 
 import dpads
-from dpads import record as files
+from dpads import run_files as files
 from dpads.accounting.ledger import Ledger
 from dpads.config import load_config
 from dpads.errors import ConfigError

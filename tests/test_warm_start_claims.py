@@ -20,8 +20,9 @@ from dpads.config import load_config
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError, VerificationError
 from dpads.plan import Plan
-from dpads.record import RunRecord, read_json
+from dpads.record import RunRecord
 from dpads.report import build_statement
+from dpads.run_files import read_json
 from dpads.run_training import train_config
 from dpads.store import ExampleStore
 from dpads.training import Performance
