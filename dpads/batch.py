@@ -38,6 +38,12 @@ class BagIds:
     offsets: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
 
+    def part(self, first: int, last: int) -> BagIds:
+        """The lists of examples first:last."""
+        begin, end = self.offsets[first], self.offsets[last]
+        weights = None if self.weights is None else self.weights[begin:end]
+        return BagIds(self.values[begin:end], self.offsets[first : last + 1] - begin, weights)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -99,6 +105,23 @@ class SparseBatch:
     def num_units(self) -> int:
         """Number of privacy units, U."""
         return self.num_examples if self.unit_offsets is None else len(self.unit_offsets) - 1
+
+    def part(self, first: int, last: int) -> SparseBatch:
+        """Examples first:last, which begin and end with units; without a copy but for offsets."""
+        offsets = self.unit_offsets
+        if offsets is not None:
+            units = np.searchsorted(offsets, [first, last])
+            offsets = offsets[units[0] : units[1] + 1] - first
+        return SparseBatch(
+            field_names=self.field_names,
+            scalar_ids=self.scalar_ids[first:last],
+            bags={name: bag.part(first, last) for name, bag in self.bags.items()},
+            dense=self.dense[first:last],
+            labels=self.labels[first:last],
+            weights=None if self.weights is None else self.weights[first:last],
+            exposure=None if self.exposure is None else self.exposure[first:last],
+            unit_offsets=offsets,
+        )
 
     @classmethod
     def from_arrays(

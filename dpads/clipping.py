@@ -412,7 +412,7 @@ def clipped_gradients(
     model.check_batch(batch)
     reads = batch_reads(model, batch)
     if backend == "jax":
-        from dpads.jax_step import clip_once
+        from dpads.jax_clip import clip_once
 
         total, norms = clip_once(model, batch, reads, float(l2_clip_norm))
     else:

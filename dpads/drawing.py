@@ -57,6 +57,8 @@ class BatchSource:
         sampler: draws the units.
         grouping: puts units of one example into groups.
         most_examples: read at a time; None reads a batch whole.
+        first: the global number of the first of `units`, where other processes have others.
+        total: how many units all processes have; None for those of this one.
 
     Attributes:
         sampler: what draws, and owns the event.
@@ -70,8 +72,11 @@ class BatchSource:
         sampler: Sampler,
         grouping: Grouping,
         most_examples: int | None,
+        first: int = 0,
+        total: int | None = None,
     ) -> None:
         self._units, self._model = units, model
+        self._first, self._total = first, units.number if total is None else total
         self.sampler, self._grouping = sampler, grouping
         self._most_examples = most_examples
         self.selected: dict[str, NDArray[np.bool_]] = {}
@@ -107,7 +112,8 @@ class BatchSource:
 
     def _draw(self, iteration: int) -> Drawn:
         """Draws, and reads what is read whole."""
-        units = self.sampler.units(iteration, self._units.number)
+        first, last = self._first, self._first + self._units.number
+        units = self.sampler.units_between(iteration, self._total, first, last) - first
         groups = np.arange(len(units) + 1)
         if self._units.offsets is None:
             units, groups = self._grouping.order(units, iteration)

@@ -10,7 +10,8 @@
     └── RunError (RuntimeError)      the request was fine, carrying it out failed       exit code 1
         ├── CheckpointError          a checkpoint that cannot be resumed
         ├── VerificationError        a claim that does not hold when recomputed
-        └── MissingDependencyError   an optional package is needed and absent
+        ├── MissingDependencyError   an optional package is needed and absent
+        └── ProcessLostError         another process of the run has gone
 
 Messages say what was expected, what came and what to do; they never show values of private rows.
 """
@@ -52,6 +53,10 @@ class RunError(DpadsError, RuntimeError):
 
 class CheckpointError(RunError):
     """A checkpoint cannot be resumed."""
+
+
+class ProcessLostError(RunError):
+    """Another process of the same run has gone."""
 
 
 class VerificationError(RunError):

@@ -10,6 +10,7 @@ import numpy as np
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.mechanism import PrivacySpec
 from dpads.accounting.releases import Release
+from dpads.hosts import ALONE, Hosts
 from dpads.label_sums import LabelBounds, unit_batches
 from dpads.models.output import Output
 from dpads.noise import RunKeys
@@ -50,6 +51,7 @@ def counted_offset(
     output: Output,
     keys: RunKeys,
     ledger: Ledger,
+    hosts: Hosts = ALONE,
 ) -> float:
     """The offset from a noisy count of rows and labels.
 
@@ -61,6 +63,7 @@ def counted_offset(
         output: whose offset it will be.
         keys: of the run.
         ledger: gets the entry.
+        hosts: the run's processes, each with its own rows.
 
     Returns:
         The logit (of counts the logarithm) of noisy labels over noisy rows; 0 where there are too few to
@@ -95,6 +98,7 @@ def counted_offset(
         f"A noisy count of rows and labels, where the model's output starts, with a share of "
         f"{release.share:g} of the budget",
         read,
+        hosts,
     )
     per_row = COUNTING * limits.largest_label / limits.largest_exposure
     if rows <= 2.0 * release.noise_stddev:

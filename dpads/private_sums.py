@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import Release
 from dpads.errors import ConfigError
+from dpads.hosts import ALONE, Hosts
 from dpads.kernels.gaussian import NORMALS_PER_ROW, fill_normals
 from dpads.kernels.unit_sums import add_unit_vectors
 from dpads.noise import RunKeys, to_public_grid
@@ -49,6 +50,7 @@ def noisy_sum(
     ledger: Ledger,
     description: str,
     read: Callable[[], Iterable[UnitVectors]],
+    hosts: Hosts = ALONE,
 ) -> NDArray[np.float64]:
     """The sum of all units' clipped vectors, with noise.
 
@@ -59,6 +61,7 @@ def noisy_sum(
         ledger: gets an entry, unless a run that was cut off has put it there.
         description: of the entry.
         read: the units' vectors, each unit once.
+        hosts: the run's processes, each of which has some of the units; all get the same sum.
 
     Returns:
         float64[coordinates], on the public grid of its noise.
@@ -75,7 +78,7 @@ def noisy_sum(
     sums = np.zeros(coordinates, np.int64)
     for vectors in read():
         add_clipped(sums, vectors, release.l2_clip_norm)
-    return with_noise(sums, release, keys)
+    return with_noise(hosts.sum(sums), release, keys)
 
 
 def announce(release: Release, ledger: Ledger, description: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.mechanism import PrivacySpec
 from dpads.accounting.releases import Release
+from dpads.hosts import ALONE, Hosts
 from dpads.label_sums import LabelBounds, unit_batches
 from dpads.models.base import Model
 from dpads.models.calibration import Calibration
@@ -48,6 +49,7 @@ def recalibrated(
     config: RecalibrationConfig,
     keys: RunKeys,
     ledger: Ledger,
+    hosts: Hosts = ALONE,
 ) -> Calibration:
     """A calibration of a model, from one noisy sum over its training rows.
 
@@ -59,6 +61,7 @@ def recalibrated(
         config: what to fit, and the bounds of labels, exposures and weights.
         keys: of the run.
         ledger: gets the entry.
+        hosts: the run's processes, each with its own rows.
 
     Returns:
         The calibration; nearly the identity where the rows show nothing beyond the noise.
@@ -92,6 +95,7 @@ def recalibrated(
         f"the trained model's logit, to which a calibration ({kind.replace('_', ' ')}) is fitted, with a "
         f"share of {release.share:g} of the budget",
         read,
+        hosts,
     )
     seen = Seen(
         total=float(sums[0]),

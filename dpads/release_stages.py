@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from dpads.accounting.ledger import Ledger
+from dpads.hosts import ALONE, Hosts
 from dpads.models.base import Model
 from dpads.noise import RunKeys
 from dpads.plan import Plan
@@ -28,6 +29,7 @@ class ReleaseStages:
         keys: of the run.
         ledger: gets an entry for each, before its rows are read.
         start: what training starts from, where that is not made by init_seed.
+        hosts: the run's processes; each reads the rows it has.
     """
 
     plan: Plan
@@ -36,6 +38,7 @@ class ReleaseStages:
     keys: RunKeys
     ledger: Ledger
     start: StartModel | None = None
+    hosts: Hosts = ALONE
 
     def begin(self, model: Model, known: Selection | None) -> Selection | None:
         """Sets the offset of a model's output and selects rows; a run that goes on gets the same to the bit.
@@ -59,6 +62,7 @@ class ReleaseStages:
             self.settings.selection.threshold,
             self.keys,
             self.ledger,
+            self.hosts,
             beside_earlier=self.start is not None,
         )
         # What an earlier run has learnt is not thrown away because its rows are rare today.
@@ -78,6 +82,7 @@ class ReleaseStages:
                 model.output,
                 self.keys,
                 self.ledger,
+                self.hosts,
             )
         model.output = dataclasses.replace(model.output, offset=offset)
 
@@ -98,5 +103,6 @@ class ReleaseStages:
             self.settings.recalibration,
             self.keys,
             self.ledger,
+            self.hosts,
         )
         model.output = dataclasses.replace(model.output, calibration=calibration)

@@ -42,6 +42,13 @@ class Sampler(ABC):
                 the one accounted for.
         """
 
+    def units_between(
+        self, iteration: int, num_units: int, first: int, last: int
+    ) -> NDArray[np.int64]:
+        """Those of `units` from the first to before the last."""
+        drawn = self.units(iteration, num_units)
+        return drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, last)]
+
     def event(self, noise_multiplier: float) -> EventTree:
         """The event of all iterations with the Gaussian mechanism."""
         return self.scheme.event(noise_multiplier, self.iterations)
@@ -88,9 +95,15 @@ class PoissonSampler(Sampler):
 
     def units(self, iteration: int, num_units: int) -> NDArray[np.int64]:
         """Those whose coins say so."""
+        return self.units_between(iteration, num_units, 0, num_units)
+
+    def units_between(
+        self, iteration: int, num_units: int, first: int, last: int
+    ) -> NDArray[np.int64]:
+        """Those whose coins say so; no coins of other blocks are drawn."""
         self._check(iteration)
         chosen: NDArray[np.int64] = poisson_units(
-            self.key, iteration, self.sampling_prob, num_units
+            self.key, iteration, self.sampling_prob, num_units, first, last
         )
         return chosen
 

@@ -23,6 +23,7 @@ from dpads.accounting.mechanism import PrivacySpec
 from dpads.accounting.releases import Release
 from dpads.batch import SparseBatch
 from dpads.errors import SchemaError
+from dpads.hosts import ALONE, Hosts
 from dpads.kernels.presence import presences
 from dpads.models.layout import TableGroup, build_layout
 from dpads.noise import RunKeys
@@ -135,6 +136,7 @@ def noisy_selection(
     threshold: float,
     keys: RunKeys,
     ledger: Ledger,
+    hosts: Hosts = ALONE,
     *,
     beside_earlier: bool = False,
 ) -> Selection:
@@ -147,6 +149,7 @@ def noisy_selection(
         threshold: units that a row must have, by its noisy count; public.
         keys: of the run.
         ledger: gets the entry.
+        hosts: the run's processes, each with its own rows.
         beside_earlier: whether the rows that an earlier run trained are trained too, for the entry.
 
     Returns:
@@ -173,4 +176,5 @@ def noisy_selection(
         f"A noisy count of units for each of {presence.size:,} rows of tables; those of at least "
         f"{threshold:g}{', and those that the earlier run trained,' if beside_earlier else ''} are trained"
     )
-    return presence.selected(noisy_sum(release, presence.size, keys, ledger, text, read), threshold)
+    noisy = noisy_sum(release, presence.size, keys, ledger, text, read, hosts)
+    return presence.selected(noisy, threshold)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
@@ -16,6 +18,7 @@ from dpads.backend import Backend, Mechanics
 from dpads.checkpoint import Checkpoint, CheckpointFolder
 from dpads.drawing import BatchSource
 from dpads.errors import CheckpointError, ConfigError, RunError
+from dpads.hosts import Hosts, hosts_of
 from dpads.kernels.keys import fresh_master_key
 from dpads.kernels.workers import set_threads
 from dpads.models.base import Description, Model
@@ -27,6 +30,7 @@ from dpads.sampling import Grouping, sampler_of
 from dpads.selection import Selection
 from dpads.store import ExampleStore
 from dpads.training_entries import close_training, open_training
+from dpads.training_hosts import first_of, shared_checkpoint, shared_digest
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 from dpads.training_start import StartModel
@@ -48,7 +52,7 @@ class Trainer:
         settings: optimizers, table noise, seeds.
         performance: threads and memory.
         ledger: receives the training entry before the first iteration.
-        checkpoint_dir: where checkpoints go; None keeps none.
+        checkpoint_dir: where checkpoints go; None keeps none. Of several processes the first one has it.
         on_rows: called while large tables are made and finished.
         start: parameters to start from; None for those that init_seed makes.
 
@@ -60,6 +64,8 @@ class Trainer:
           durable before the first batch is drawn.
         - The run stops before the iteration that would exceed the plan's budget.
         - A resumed run replays the iterations after its checkpoint to the bit, or refuses to start.
+        - Several processes (`dpads.hosts`) are one run: one master key, one sampler over all units, one
+          model.
     """
 
     def __init__(
@@ -102,14 +108,18 @@ class Trainer:
         self._performance = performance
         self._ledger = ledger
         self._folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
-        self._master = master
         self._saves = 0
         self._whole = True  # whether no iteration was cut off half-way
+        self._hosts = hosts = hosts_of(settings.backend)
+        self._keeps = bool(hosts.of_first(b"" if self._folder is None else b"kept"))
+        self._master = master = hosts.of_first(master)
         start = self._start
-        digest = None if start is None else start.digest
-        self._identity = run_identity(store, description, plan, settings, performance, digest)
-        keys = RunKeys(master, digest_of(self._identity))
-        self._stages = ReleaseStages(plan, store, settings, keys, ledger, start)
+        self._identity = run_identity(
+            store, description, plan, settings, performance, None if start is None else start.digest
+        )
+        digest = shared_digest(self._identity, digest_of(self._identity), hosts)
+        keys = RunKeys(master, digest)
+        self._stages = ReleaseStages(plan, store, settings, keys, ledger, start, hosts)
         self.selection: Selection | None = None
         mechanism = plan.mechanism
         mechanics = Mechanics(plan, settings, keys)
@@ -136,13 +146,15 @@ class Trainer:
         )
         if start is not None:
             start.put_into(model)
-        self._backend = _backend_of(model, mechanics)
+        self._backend = _backend_of(model, mechanics, hosts)
+        units = units_of(store, plan.privacy)
         self._batches = BatchSource(
-            units_of(store, plan.privacy),
+            units,
             model,
             sampler_of(mechanism, keys),
-            Grouping.for_batches_of(mechanics.divisor, keys.key("grouping")),
+            Grouping.for_batches_of(mechanics.divisor / hosts.count, keys.key("grouping")),
             performance.physical_batch_size,
+            *first_of(units.number, hosts),
         )
         self.iteration = 0
         self.replayed = 0
@@ -151,7 +163,7 @@ class Trainer:
     @classmethod
     def resume(
         cls,
-        checkpoint_dir: Path,
+        checkpoint_dir: Path | None,
         store: ExampleStore,
         description: Description,
         plan: Plan,
@@ -163,17 +175,20 @@ class Trainer:
     ) -> Trainer:
         """Goes on from the latest checkpoint; the iterations since are replayed to the bit.
 
+        Of several processes the first one has the folder.
+
         Raises:
             CheckpointError: there is no whole checkpoint, or something that changes the numbers
                 differs from when it was written; the message names it.
         """
-        folder = CheckpointFolder(checkpoint_dir)
-        checkpoint = folder.load()
+        folder = None if checkpoint_dir is None else CheckpointFolder(checkpoint_dir)
+        hosts = hosts_of(settings.backend)
+        checkpoint = shared_checkpoint(None if folder is None else folder.load(), hosts)
         digest = None if start is None else start.digest
         identity = run_identity(store, description, plan, settings, performance, digest)
         saved = checkpoint.facts["identity"]
         different = sorted(k for k in {*identity, *saved} if identity.get(k) != saved.get(k))
-        if different:
+        if different and hosts.is_first:
             raise CheckpointError(
                 f"{checkpoint_dir}: the run cannot be resumed, because {', '.join(different)} changed since "
                 "the checkpoint: the same noise would protect other gradients. Restore them, or train anew."
@@ -185,7 +200,8 @@ class Trainer:
             store, description, plan, settings, performance, ledger, checkpoint_dir, master
         )
         trainer._restore(checkpoint)
-        last, furthest = folder.progress()
+        reached = (0, 0) if folder is None else folder.progress()
+        last, furthest = json.loads(hosts.of_first(json.dumps(reached).encode()))
         trainer.replayed = int(checkpoint.facts["replayed"]) + max(0, last - trainer.iteration)
         trainer._replay_until = furthest
         trainer._begin()
@@ -224,7 +240,7 @@ class Trainer:
             ):
                 on_progress(self._progress(first, now - begin))
                 last_report = now
-            if now - last_save >= self._performance.checkpoint_seconds:
+            if self._agreed(now - last_save >= self._performance.checkpoint_seconds):
                 self.save()
                 last_save = time.monotonic()
         self.finish()
@@ -251,6 +267,12 @@ class Trainer:
         self._backend.step(self.iteration, pieces, self._prepare_next)
         self.iteration += 1
         self._whole = True
+
+    def _agreed(self, due: bool) -> bool:
+        """Whether a checkpoint is due, as process 0 sees it."""
+        if not self._keeps:
+            return False
+        return bool(self._hosts.gather(np.array([due]))[0, 0])
 
     def _check_whole(self) -> None:
         """Refuses to go on from half an iteration: the same noise would protect other gradients."""
@@ -328,7 +350,7 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint, where a folder for them was given; it flushes nothing."""
         self._check_whole()
-        if self._folder is None:
+        if not self._keeps:
             return
         self._saves += 1
         facts = {
@@ -343,7 +365,9 @@ class Trainer:
             arrays = self._backend.state()
         if self.selection is not None:
             arrays |= self.selection.to_arrays()
-        self._folder.save(Checkpoint(facts, arrays))
+        if self._folder is not None:
+            self._folder.save(Checkpoint(facts, arrays))
+        self._hosts.gather(np.zeros(1, np.int8))  # nobody goes on before it is on disk
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Sets the state that a checkpoint kept."""
@@ -363,6 +387,7 @@ class Trainer:
             self._batches.selected.update(selected)
             self._backend.select(selected)
         open_training(self._ledger, self._plan.mechanism, self._batches.sampler)
+        self._hosts.gather(np.zeros(1, np.int8))  # nobody draws before the entry is durable
 
     def _progress(self, first: int, seconds: float) -> Progress:
         """Speed since the run began."""
@@ -373,12 +398,12 @@ class Trainer:
         )
 
 
-def _backend_of(model: Model, mechanics: Mechanics) -> Backend:
+def _backend_of(model: Model, mechanics: Mechanics, hosts: Hosts) -> Backend:
     """Where the run's parameters are kept and moved."""
     if mechanics.settings.backend == "jax":
         from dpads.jax_backend import JaxBackend
 
-        return JaxBackend(model, mechanics)
+        return JaxBackend(model, mechanics, hosts)
     from dpads.torch_backend import TorchBackend
 
     return TorchBackend(model, mechanics)

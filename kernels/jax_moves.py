@@ -81,49 +81,47 @@ def moved_rows(
     return moved.astype(jnp.float32)
 
 
-def move_all(
+def move_others(
     table: jax.Array,
-    touched: jax.Array,
-    sums: jax.Array,
-    factor: jax.Array | float,
+    first: jax.Array | int,
     decay: jax.Array | float,
     stddev: jax.Array | float | None,
     key: jax.Array,
     step: jax.Array,
     selected: jax.Array | None = None,
 ) -> jax.Array:
-    """Moves every row, the touched ones by their sums, float32[rows, dim]; the law that lazy noise must have.
+    """Moves every row as one that no gradient touched, float32[rows, dim].
+
+    Rows that one did are replaced afterwards by `moved_rows` of what they were before: their noise has the
+    same address, and this draw of it goes no further.
 
     Args:
         table: float32[rows, dim].
-        touched: as in `moved_rows`, as are the rest.
-        sums: float64[R, dim].
-        factor: of the sums.
+        first: the number of its first row.
         decay: of the rows.
         stddev: of the noise; None draws none.
         key: uint32[8].
         step: uint32[2].
         selected: bool[rows], the rows that are trained; the others stay as they are. None for all.
     """
-    values = take_rows(table, touched)
-    moved = moved_rows(values, touched, sums, factor, decay, stddev, key, step)
     count, dim = table.shape
     size = min(count, ROWS_AT_A_TIME)
 
     def piece(index: jax.Array, table: jax.Array) -> jax.Array:
         # the last piece overlaps the one before: rows that have been moved are left alone
-        first = jnp.minimum(index * size, count - size)
-        rows = first + jnp.arange(size, dtype=jnp.int64)
-        old = lax.dynamic_slice(table, (first, 0), (size, dim))
-        new = moved_rows(old, rows.astype(jnp.uint32), None, factor, decay, stddev, key, step)
+        begin = jnp.minimum(index * size, count - size)
+        rows = begin + jnp.arange(size, dtype=jnp.int64)
+        old = lax.dynamic_slice(table, (begin, 0), (size, dim))
+        new = moved_rows(
+            old, (first + rows).astype(jnp.uint32), None, 0.0, decay, stddev, key, step
+        )
         fresh = rows >= index * size
         if selected is not None:
-            fresh = fresh & lax.dynamic_slice(selected, (first,), (size,))
-        return lax.dynamic_update_slice(table, jnp.where(fresh[:, None], new, old), (first, 0))
+            fresh = fresh & lax.dynamic_slice(selected, (begin,), (size,))
+        return lax.dynamic_update_slice(table, jnp.where(fresh[:, None], new, old), (begin, 0))
 
-    table = lax.fori_loop(jnp.int64(0), jnp.int64(-(-count // size)), piece, table)
-    # the touched rows' noise has the same address: their first draw goes no further
-    return put_rows(table, touched, moved)
+    moved: jax.Array = lax.fori_loop(jnp.int64(0), jnp.int64(-(-count // size)), piece, table)
+    return moved
 
 
 def noisy_means(
@@ -161,15 +159,3 @@ def noisy_means(
         noisy = wide(total) + stddev * wide(own).reshape(total.shape)
         means[name] = (jnp.rint(noisy / grid) * grid / divisor).astype(jnp.float32)
     return means
-
-
-def noisy_mean(
-    sums: jax.Array,
-    key: jax.Array,
-    step: jax.Array,
-    stddev: jax.Array | float,
-    grid: jax.Array | float,
-    divisor: jax.Array | float,
-) -> jax.Array:
-    """`noisy_means` of one parameter."""
-    return noisy_means({"": sums}, {"": key}, step, stddev, grid, divisor)[""]

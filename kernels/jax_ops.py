@@ -11,8 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpads.kernels.jax_linear import linear_square_norms as linear_square_norms
-from dpads.kernels.jax_linear import linear_sums as linear_sums
 from dpads.kernels.jax_wide import by_unit, wide
 
 # As in clip.py: the factor is rounded to float32 (relative error 2^-24) and so is the product.
@@ -28,27 +26,23 @@ class DevicePlaces(NamedTuple):
     None: place k is slot k mod S of example k // S, and places that are not there are padding.
 
     Attributes:
-        rows: uint32[P], rows of the array; of padding any.
         slots: int32[P], which of the group's slots; None in a regular batch.
         coefs: float32[P], the factor of the row; 0 for padding, and no place at all.
         examples: int32[P], the example that reads; B for padding. None in a regular batch.
-        runs: int32[P], position of the row in `touched`; R for padding.
+        runs: int32[P], position of the row among the R that are read; R for padding.
         pairs: int32[Q], number of the (unit, row) that each place of `repeated` belongs to; Q for padding.
             None where no unit reads a row twice.
         pair_units: int32[Q], the unit of each pair; U for padding. None where `pairs` is.
-        touched: uint32[R], the distinct rows, rising; the array's number of rows for padding.
         repeated: int32[Q], the places whose units read their rows more than once, and perhaps others; P for
             padding. None for all of them, in order: Q is P then.
     """
 
-    rows: jax.Array
     slots: jax.Array | None
     coefs: jax.Array
     examples: jax.Array | None
     runs: jax.Array
     pairs: jax.Array | None
     pair_units: jax.Array | None
-    touched: jax.Array
     repeated: jax.Array | None = None
 
 
@@ -63,7 +57,7 @@ def pool_touched(values: jax.Array, places: DevicePlaces, examples: int, slots: 
     """Features of a group: the sum of each slot's weighted rows, float32[B, S * dim].
 
     Args:
-        values: float32[R, dim], the rows `touched`.
+        values: float32[R, dim], the rows that are read.
         places: of the batch.
         examples: B.
         slots: S.
@@ -146,7 +140,7 @@ def _square_lengths(vectors: jax.Array) -> jax.Array:
 
 
 def _by_example(values: jax.Array, places: DevicePlaces, examples: int) -> jax.Array:
-    """LayerSums of places' numbers by example, float64[B]."""
+    """Sums of places' numbers by example, float64[B]."""
     if places.examples is None:
         return jnp.sum(values.reshape(examples, -1), axis=1)
     return jnp.zeros(examples).at[places.examples].add(values, mode="drop")
@@ -188,14 +182,17 @@ def example_factors(factors: jax.Array, units: jax.Array | None) -> jax.Array:
     return factors.at[units].get(mode="fill", fill_value=0.0)
 
 
-def row_sums(grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array) -> jax.Array:
-    """LayerSums of clipped gradients of the touched rows, float64[R, dim].
+def row_sums(
+    grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array, rows: int
+) -> jax.Array:
+    """Sums of clipped gradients of the rows that are read, float64[R, dim].
 
     Args:
         grads: float32[B, S * dim], gradients of the losses with respect to the group's features.
         places: of the batch.
         slots: S.
         factors: float32[B]; a zero leaves the example out, finite or not.
+        rows: R.
     """
     examples = len(grads)
     by_slot = grads.reshape(examples * slots, -1)
@@ -206,6 +203,4 @@ def row_sums(grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Ar
         scales = wide(factors).at[places.examples].get(mode="fill", fill_value=0.0)
     scales = (scales * wide(places.coefs))[:, None]
     vectors = jnp.where(scales == 0.0, 0.0, scales * wide(by_slot))
-    return (
-        jnp.zeros((len(places.touched), vectors.shape[1])).at[places.runs].add(vectors, mode="drop")
-    )
+    return jnp.zeros((rows, vectors.shape[1])).at[places.runs].add(vectors, mode="drop")

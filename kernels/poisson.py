@@ -18,7 +18,12 @@ BLOCK_UNITS = 1 << 16
 
 @njit(cache=True, nogil=True)
 def poisson_units(
-    key: NDArray[np.uint32], iteration: int, sampling_prob: float, num_units: int
+    key: NDArray[np.uint32],
+    iteration: int,
+    sampling_prob: float,
+    num_units: int,
+    first: int,
+    last: int,
 ) -> NDArray[np.int64]:
     """Chooses each of `num_units` units independently with probability `sampling_prob`.
 
@@ -27,6 +32,8 @@ def poisson_units(
         iteration: of the address, below 2^32.
         sampling_prob: in (0, 1].
         num_units: number of units; 0 gives an empty draw.
+        first: only units from this one on are returned, and only their blocks are drawn.
+        last: only units before this one, likewise; at most num_units.
 
     Returns:
         int64[k], rising, possibly empty.
@@ -37,7 +44,7 @@ def poisson_units(
     chosen = np.empty(64, np.int64)
     count = 0
     log_miss = np.log1p(-sampling_prob) if sampling_prob < 1.0 else -np.inf
-    for block in range((num_units + BLOCK_UNITS - 1) // BLOCK_UNITS):
+    for block in range(first // BLOCK_UNITS, (last + BLOCK_UNITS - 1) // BLOCK_UNITS):
         base = block * BLOCK_UNITS
         size = min(BLOCK_UNITS, num_units - base)
         for lane in range(LANES):
@@ -62,6 +69,8 @@ def poisson_units(
             if gap >= size - 1 - position:
                 break
             position += 1 + int(gap)
+            if not first <= base + position < last:
+                continue
             if count == len(chosen):
                 larger = np.empty(2 * count, np.int64)
                 larger[:count] = chosen

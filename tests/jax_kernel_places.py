@@ -36,7 +36,6 @@ def device_places(
     places: Places,
     dim: int,
     slots: int,
-    num_rows: int,
     units: np.ndarray | None,
     sizes: Sizes,
     *,
@@ -49,22 +48,19 @@ def device_places(
         places: of a batch.
         dim: width of the rows.
         slots: of the group.
-        num_rows: of the array.
         units: the unit of each example; None where example i is unit i.
         sizes: what to pad to.
         regular: a place for every slot of every example.
         pairs: "all" places, the "repeated" ones, or "none".
     """
     count = len(places.rows)
-    touched = sorted(set(places.rows.tolist()))
-    run_of = {row: run for run, row in enumerate(touched)}
+    run_of = {row: run for run, row in enumerate(sorted(set(places.rows.tolist())))}
     length = sizes.examples * slots if regular else sizes.places
     of_unit = {i: i if units is None else int(units[i]) for i in range(len(places.offsets) - 1)}
     of_place = [
         (of_unit[int(i)], int(row)) for i, row in zip(places.examples, places.rows, strict=True)
     ]
     columns: dict[str, Any] = {
-        "rows": np.zeros(length, np.uint32),
         "slots": np.zeros(length, np.int32),
         "coefs": np.zeros(length, np.float32),
         "examples": np.full(length, sizes.examples, np.int32),
@@ -78,7 +74,7 @@ def device_places(
     for k in range(count):
         i, row, slot = int(places.examples[k]), int(places.rows[k]), int(places.columns[k]) // dim
         at = i * slots + slot if regular else k
-        values = (row, slot, places.coefs[k], i, run_of[row])
+        values = (slot, places.coefs[k], i, run_of[row])
         for name, value in zip(columns, values, strict=True):
             columns[name][at] = value
         if pairs == "repeated" and of_place.count(of_place[k]) == 1:
@@ -96,6 +92,5 @@ def device_places(
         **columns,
         pairs=None if pairs == "none" else device_pairs,
         pair_units=None if pairs == "none" else pair_units,
-        touched=fill(touched, sizes.rows, num_rows, np.uint32),
         repeated=repeated if pairs == "repeated" else None,
     )

@@ -80,7 +80,6 @@ class Case:
                 self.places,
                 self.dim,
                 self.slots,
-                self.num_rows,
                 units,
                 sizes,
                 regular=self.regular,
@@ -90,6 +89,7 @@ class Case:
             "longest": np.int32(np.diff(self.offsets).max(initial=1)),
             "num_units": sizes.examples if units is None else sizes.units,
             "slots": self.slots,
+            "num_rows": sizes.rows,
         }
 
     def clipped(self, l2_clip_norm: float, sizes: Sizes = SMALL) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ class Case:
         return found
 
 
-@partial(jax.jit, static_argnames=("slots", "num_units"))
+@partial(jax.jit, static_argnames=("slots", "num_units", "num_rows"))
 def clipped(
     grads: Any,
     inputs: Any,
@@ -116,6 +116,7 @@ def clipped(
     longest: Any,
     num_units: int,
     slots: int,
+    num_rows: int,
     l2_clip_norm: Any,
 ) -> dict[str, Any]:
     """A unit's gradient over a group of tables and one linear layer jointly, clipped and summed."""
@@ -125,7 +126,7 @@ def clipped(
     norms, factors = jax_ops.clip_factors(squares, parts, l2_clip_norm, 2.0**-12)
     spread = jax_ops.example_factors(factors, units)
     weight, bias = jax_linear.linear_sums(inputs, outs, spread)
-    rows = jax_ops.row_sums(grads, places, slots, spread)
+    rows = jax_ops.row_sums(grads, places, slots, spread, num_rows)
     return {
         "squares": squares,
         "parts": parts,
@@ -253,8 +254,9 @@ def test_pool_equals_the_reference_and_reads_no_padding(kind: str, data: Any) ->
     reference.pool(case.array, case.places, 0, expected)
     for sizes in (SMALL, LARGE):
         places = case.on_device(sizes)["places"]
-        values = case.array[np.minimum(places.touched, case.num_rows - 1)]
-        values[len(set(case.places.rows.tolist())) :] = np.nan
+        values = np.full((sizes.rows, case.dim), np.nan, np.float32)
+        read = sorted(set(case.places.rows.tolist()))
+        values[: len(read)] = case.array[read]
         found = np.asarray(_pool_touched(values, places, sizes.examples, case.slots))
         assert np.all(found[len(expected) :] == 0.0)
         np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-5, atol=1e-5)
@@ -296,7 +298,7 @@ def test_units_whose_parts_cancel_are_clipped_by_their_parts(pairs: str) -> None
         np.array([0, 1, 2]),
     )
     units = np.zeros(2, np.int32)
-    device = device_places(places, 1, 1, 7, units, Sizes(2, 2, 1, 1), pairs=pairs)
+    device = device_places(places, 1, 1, units, Sizes(2, 2, 1, 1), pairs=pairs)
     with jax.enable_x64(True):
         squares, parts = jax.jit(jax_ops.square_norms, static_argnums=(2, 4))(
             grads, device, 1, units, 1
@@ -397,9 +399,9 @@ def test_sums_lose_nothing_of_many_small_terms() -> None:
         np.arange(size, dtype=np.int32),
         np.arange(size + 1),
     )
-    device = device_places(places, 1, 1, 1, None, Sizes(size, size, 1, size))
+    device = device_places(places, 1, 1, None, Sizes(size, size, 1, size))
     with jax.enable_x64(True):
-        rows = jax.jit(jax_ops.row_sums, static_argnums=2)(grads, device, 1, factors)
+        rows = jax.jit(jax_ops.row_sums, static_argnums=(2, 4))(grads, device, 1, factors, 1)
         weight, bias = jax.jit(jax_linear.linear_sums)(grads, grads, factors)
     wide = grads[:, 0].astype(np.float64)
     expected = float((factors.astype(np.float64) * float(np.float32(0.3)) * wide).sum())
@@ -416,27 +418,26 @@ def test_no_array_has_the_size_of_batch_times_rows_or_batch_times_parameters() -
         return jax.ShapeDtypeStruct(shape, dtype)
 
     places = jax_ops.DevicePlaces(
-        of(np.uint32, length),
         None,
         of(np.float32, length),
         None,
         of(np.int32, length),
         of(np.int32, length),
         of(np.int32, length),
-        of(np.uint32, length),
     )
 
-    def step(table: Any, places: Any, outs: Any, units: Any, groups: Any) -> Any:
-        read = jax_moves.take_rows(table, places.touched)
+    def step(table: Any, touched: Any, places: Any, outs: Any, units: Any, groups: Any) -> Any:
+        read = jax_moves.take_rows(table, touched)
         features = jax_ops.pool_touched(read, places, size, slots)
         inputs = jax.numpy.tile(features, (1, wide // (slots * dim)))
-        found = clipped(features, inputs, outs, places, units, 4, size, slots, 1.0)
+        found = clipped(features, inputs, outs, places, units, 4, size, slots, length, 1.0)
         more = jax_linear.linear_sums(inputs, outs, found["spread"], 1, groups)
         moved = read + found["rows"].astype(np.float32)
-        return jax_moves.put_rows(table, places.touched, moved), found["weight"], more
+        return jax_moves.put_rows(table, touched, moved), found["weight"], more
 
     with jax.enable_x64(True):
-        arguments = (of(np.float32, rows, dim), places, of(np.float32, size, wide))
+        arguments = (of(np.float32, rows, dim), of(np.uint32, length), places)
+        arguments += (of(np.float32, size, wide),)
         arguments += (of(np.int32, size), of(np.int32, 20))
         compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
     memory = compiled.memory_analysis()

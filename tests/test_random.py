@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -176,7 +178,7 @@ def test_every_unit_joins_with_the_sampling_probability_independently() -> None:
     seen = np.zeros(units)
     sizes = []
     for t in range(iterations):
-        chosen = poisson.poisson_units(key, t, prob, units)
+        chosen = poisson.poisson_units(key, t, prob, units, 0, units)
         assert np.all(np.diff(chosen) > 0)
         assert chosen.min() >= 0
         assert chosen.max() < units
@@ -197,16 +199,21 @@ def test_every_unit_joins_with_the_sampling_probability_independently() -> None:
 def test_gaps_are_right_at_extreme_probabilities(prob: float) -> None:
     key = derive_key(MASTER, "extreme")
     units = 200_000
-    draws = [len(poisson.poisson_units(key, t, prob, units)) for t in range(20)]
+    draws = [len(poisson.poisson_units(key, t, prob, units, 0, units)) for t in range(20)]
     total = 20 * units
     assert abs(sum(draws) - total * prob) <= 5 * np.sqrt(total * prob * (1 - prob)) + 1e-9
-    assert len(poisson.poisson_units(key, 0, prob, 0)) == 0
+    assert len(poisson.poisson_units(key, 0, prob, 0, 0, 0)) == 0
 
 
-def test_shards_draw_the_coins_of_their_own_blocks() -> None:
-    # a log cut at a block's end draws the same units: coins have the address of the global block
-    key = derive_key(MASTER, "shard")
-    whole = poisson.poisson_units(key, 5, 0.02, 3 * poisson.BLOCK_UNITS)
-    part = poisson.poisson_units(key, 5, 0.02, 2 * poisson.BLOCK_UNITS)
-    assert np.array_equal(part, whole[whole < 2 * poisson.BLOCK_UNITS])
-    assert not np.array_equal(whole, poisson.poisson_units(key, 6, 0.02, 3 * poisson.BLOCK_UNITS))
+@pytest.mark.parametrize("cuts", [(0,), (65_536,), (1, 70_000, 70_000, 131_072, 196_607)])
+def test_shards_draw_the_coins_of_their_own_units(cuts: tuple[int, ...]) -> None:
+    # a log cut anywhere draws the same units: coins have the address of the global block
+    key, units = derive_key(MASTER, "shard"), 3 * poisson.BLOCK_UNITS
+    whole = poisson.poisson_units(key, 5, 0.02, units, 0, units)
+    bounds = [0, *cuts, units]
+    parts = [
+        poisson.poisson_units(key, 5, 0.02, units, first, last)
+        for first, last in itertools.pairwise(bounds)
+    ]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert not np.array_equal(whole, poisson.poisson_units(key, 6, 0.02, units, 0, units))
