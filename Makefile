@@ -9,7 +9,7 @@ demo: $(READY) ## train on a synthetic log, print metrics and the statement
 	$(BIN)/dpads demo
 
 test: lint types ## everything that must be green before a commit lands
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal # stretches of tests share stores and compiled code
 
 test-all: lint types ## and the slow tests: real data, peers, statistical power
 	$(BIN)/python -m pytest -m "slow or not slow"
