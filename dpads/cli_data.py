@@ -27,6 +27,14 @@ def prepare(
         Path, typer.Option(help="TOML file with a schema table; a configuration will do.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the store; it must not exist.")],
+    shards: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number,
+            metavar="K",
+            help="Cut the store into K parts, so that up to K processes can train on it together.",
+        ),
+    ] = 1,
     json_: JsonOption = False,
 ) -> None:
     """Read logs into an example store: hashed, grouped by privacy unit, ready to train from."""
@@ -34,11 +42,12 @@ def prepare(
     from dpads.schema import FeatureSchema
 
     with console(stderr=True).status("preparing"):
-        store = prepare_store(logs, FeatureSchema.from_toml(schema), out=out)
+        store = prepare_store(logs, FeatureSchema.from_toml(schema), out=out, shards=shards)
     if json_:
-        print_json({"store": str(out), "examples": store.num_examples})
+        print_json({"store": str(out), "examples": store.num_examples, "shards": shards})
     else:
-        typer.echo(f"{out}: {store.num_examples:,} examples")
+        pieces = f" in {shards:,} shards" if shards > 1 else ""
+        typer.echo(f"{out}: {store.num_examples:,} examples{pieces}")
 
 
 def plan(

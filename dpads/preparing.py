@@ -14,10 +14,11 @@ import numpy as np
 
 from dpads.encoding import encode, encoded_schema
 from dpads.errors import DataError, InputError, StoreError
-from dpads.reading import Logs, find_logs, read_batches
+from dpads.reading import LogFile, Logs, find_logs, read_batches
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
-from dpads.store_mapping import DATA, FORMAT, KEY, META, METADATA_KEY, keyed_fingerprint
+from dpads.store_cutting import cut_into_shards
+from dpads.store_mapping import DATA, FORMAT, METADATA_KEY, write_meta
 from dpads.store_writing import RecordSink, Sink, UserSink
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def prepare(
     out: str | Path,
     labelled: bool = True,
     progress: Callable[[int], None] | None = None,
+    shards: int = 1,
 ) -> ExampleStore:
     """Encodes logs into a store.
 
@@ -40,14 +42,17 @@ def prepare(
         out: the folder to make; it must not exist.
         labelled: False does without the label column: such a store is good for `Run.predict` alone.
         progress: called with the number of examples encoded so far.
+        shards: parts that the store is cut into, so that several processes or machines can train on it, each
+            on its own. A user's rows are in one of them. 1 leaves the store in one piece.
 
     Returns:
-        The store, opened.
+        The store, opened; its examples are in the same order whatever `shards` is.
 
     Raises:
         SchemaError: the schema file is wrong.
         DataError: a log is missing, damaged or empty, or a value is outside the schema.
-        StoreError: `out` exists.
+        StoreError: `out` exists, `shards` is not a positive number, or there are more shards than users (or
+            examples, without users).
         InputError: `out` is to be in what is not a folder.
 
     Guarantees:
@@ -56,6 +61,8 @@ def prepare(
     """
     if not isinstance(schema, FeatureSchema):
         schema = FeatureSchema.from_toml(schema)
+    if type(shards) is not int or shards < 1:
+        raise StoreError(f"Expected shards to be at least 1, got {shards!r}.")
     target = Path(out)
     _refuse_existing(target)
     made = missing_parents(target)
@@ -63,24 +70,16 @@ def prepare(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
     try:
-        total = 0
-        arrow = _stored_schema(schema, labelled)
-        with RecordSink(partial / DATA, arrow) as records:
-            sink: Sink = UserSink(records, partial, arrow) if schema.user else records
-            for file in files:
-                for raw in read_batches(file, schema, labelled=labelled):
-                    try:
-                        encoded = encode(raw, schema, labelled=labelled)
-                    except DataError as error:
-                        raise DataError(f"{file.path}: {error}") from None
-                    sink.add(_numbered(encoded, total, arrow))
-                    total += raw.num_rows
-                    if progress is not None:
-                        progress(total)
-            if total == 0:
-                raise DataError("Expected at least one row, got empty logs. Check the paths.")
-            sink.finish()
-        _write_meta(partial)
+        key = secrets.token_bytes(32)
+        if shards == 1:
+            _write_data(files, schema, partial, labelled, progress)
+            write_meta(partial, key)
+        else:
+            whole = partial / "whole"
+            whole.mkdir()
+            _write_data(files, schema, whole, labelled, progress)
+            cut_into_shards(whole, shards, partial, key)
+            shutil.rmtree(whole)
         _refuse_existing(target)
         partial.rename(target)
     finally:
@@ -88,6 +87,32 @@ def prepare(
             shutil.rmtree(partial)
             remove_empty(made)
     return ExampleStore.open(target)
+
+
+def _write_data(
+    files: Sequence[LogFile],
+    schema: FeatureSchema,
+    folder: Path,
+    labelled: bool,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Encodes logs into one data file."""
+    total, arrow = 0, _stored_schema(schema, labelled)
+    with RecordSink(folder / DATA, arrow) as records:
+        sink: Sink = UserSink(records, folder, arrow) if schema.user else records
+        for file in files:
+            for raw in read_batches(file, schema, labelled=labelled):
+                try:
+                    encoded = encode(raw, schema, labelled=labelled)
+                except DataError as error:
+                    raise DataError(f"{file.path}: {error}") from None
+                sink.add(_numbered(encoded, total, arrow))
+                total += raw.num_rows
+                if progress is not None:
+                    progress(total)
+        if total == 0:
+            raise DataError("Expected at least one row, got empty logs. Check the paths.")
+        sink.finish()
 
 
 def missing_parents(target: Path) -> list[Path]:
@@ -135,13 +160,3 @@ def _numbered(batch: pa.RecordBatch, start: int, schema: pa.Schema) -> pa.Record
 
     rows = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
     return pa.RecordBatch.from_arrays([*batch.columns, rows], schema=schema)
-
-
-def _write_meta(folder: Path) -> None:
-    """Draws the key and writes the fingerprint under it."""
-    key = secrets.token_bytes(32)
-    (folder / KEY).touch(mode=0o600)
-    (folder / KEY).write_bytes(key)
-    fingerprint = keyed_fingerprint(key, folder / DATA)
-    text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
-    (folder / META).write_text(text + "\n", encoding="utf-8")

@@ -9,6 +9,8 @@ Columns are those of `encoding.encoded_schema` and `input_row`, the row's number
 `schema.user` the rows are grouped by user; without, they keep the logs' order. The fingerprint is
 keyed because a plain digest of a private file would let anyone test a guess of its content; it is
 checked whenever a store is opened, and so is proof against damage, not against forgery.
+
+`store_shards` opens a store that was cut into shards, or those of one process, as one of these.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +28,16 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch
 from dpads.errors import SchemaError, StoreError
 from dpads.schema import FeatureSchema
-from dpads.store_keys import content_keys, smallest_of_each, user_unit_keys, with_ordinals
-from dpads.store_mapping import (
-    MappedStore,
-    Rows,
-    map_store,
+from dpads.store_keys import (
+    content_keys,
+    in_stored_order,
+    ordinals,
+    smallest_of_each,
+    user_unit_keys,
+    with_ordinals,
 )
-
-if TYPE_CHECKING:
-    pass
+from dpads.store_mapping import ORDINAL, MappedStore, Rows
+from dpads.store_shards import Border, open_mapped
 
 SCAN_ROWS = 1 << 18
 
@@ -48,7 +51,9 @@ class ExampleStore:
     Attributes:
         path: the store's folder.
         schema: what it was prepared with.
-        fingerprint: keyed digest of the content (and of the split), in hexadecimal.
+        fingerprint: keyed digest of the content (and of the split), in hexadecimal. All parts of a store
+            that was cut into shards have that of the whole.
+        part: (i, n) where these are the shards of process i of n; (0, 1) where they are all.
 
     Examples:
         >>> import dpads, tempfile
@@ -67,18 +72,22 @@ class ExampleStore:
         self.path = mapped.path
         self.schema = mapped.schema
         self.fingerprint = fingerprint
+        self.part = mapped.part
 
     @classmethod
-    def open(cls, path: str | Path) -> ExampleStore:
+    def open(cls, path: str | Path, *, part: tuple[int, int] = (0, 1)) -> ExampleStore:
         """Opens a store and checks that it is undamaged.
 
         Args:
             path: the folder that `prepare` made.
+            part: (i, n) opens what process i of n trains on: of K shards, those from number i*K//n to before
+                (i+1)*K//n. Only their folders and shards.json need to be on this machine.
 
         Raises:
-            StoreError: there is no store, it is damaged, or it has another format.
+            StoreError: there is no store, it is damaged, or it has another format; a shard is missing or not
+                of this store; there are more processes than shards; a user has rows in two shards.
         """
-        mapped = map_store(Path(path))
+        mapped = open_mapped(Path(path), part)
         return cls(mapped, None, mapped.fingerprint)
 
     @property
@@ -124,22 +133,38 @@ class ExampleStore:
         """int64[users + 1]: user u owns positions [offsets[u], offsets[u + 1]); None without users."""
         if self.schema.user is None:
             return None
-        starts = [np.zeros(1, np.int64)]
-        for begin in range(0, self.num_examples, SCAN_ROWS):
-            end = min(begin + SCAN_ROWS + 1, self.num_examples)
-            keys = self._user_keys(np.arange(begin, end))
-            starts.append(begin + 1 + np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)))
-        starts.append(np.array([self.num_examples], np.int64))
-        return np.concatenate(starts)
+        return np.concatenate([*self.user_starts(), np.array([self.num_examples], np.int64)])
+
+    def user_starts(self) -> Iterator[Rows]:
+        """Positions of the users' first examples, some at a time.
+
+        Raises:
+            StoreError: a user's examples do not stand together.
+        """
+        size = self.num_examples
+        yield np.zeros(min(size, 1), np.int64)
+        for begin in range(0, size, SCAN_ROWS):
+            keys = self._user_keys(np.arange(begin, min(begin + SCAN_ROWS + 1, size)))
+            high = in_stored_order(keys)[:, 0]
+            if (high[1:] < high[:-1]).any():
+                raise StoreError(f"{self.path}: a user's rows stand apart. Prepare the logs again.")
+            yield begin + 1 + np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1))
+
+    def border_users(self) -> Border | None:
+        """Keys of the first and the last user, for `store_shards.first_straddling`.
+
+        Returns:
+            uint64[2] each; None where the schema names no user, or there is no example.
+        """
+        if self.schema.user is None or not self.num_examples:
+            return None
+        first, last = in_stored_order(self._user_keys(np.array([0, self.num_examples - 1])))
+        return first, last
 
     @cached_property
     def input_rows(self) -> Rows:
         """int64[num_examples]: each example's row number in the logs, files one after another."""
-        parts = [
-            self._take("input_row", np.arange(begin, min(begin + SCAN_ROWS, self.num_examples)))
-            for begin in range(0, self.num_examples, SCAN_ROWS)
-        ]
-        return np.concatenate(parts)
+        return self._scanned("input_row", np.int64)
 
     def check_schema(self, schema: FeatureSchema) -> None:
         """Checks that the store was prepared with this schema.
@@ -180,6 +205,8 @@ class ExampleStore:
         """Whether an example of this store (or of the same store copied) is in the other one too."""
         if self._mapped.fingerprint != other._mapped.fingerprint:
             return False
+        if self.part != other.part:  # positions of other shards are others
+            return bool(np.isin(self.input_rows, other.input_rows).any())
         if self._index is None or other._index is None:
             return bool(len(self) and len(other))
         return bool(np.isin(self._index, other._index).any())
@@ -265,7 +292,8 @@ class ExampleStore:
             seed: public; it decides which examples stay.
 
         Returns:
-            A view of this store, or the store where nobody has more.
+            A view of this store. Where nobody has more it is the store, unless it was cut into shards: then
+            its name must not depend on which of them are opened.
 
         Raises:
             SchemaError: the schema names no user column.
@@ -282,11 +310,12 @@ class ExampleStore:
         self.num_users  # noqa: B018 (raises where the schema names no user)
         offsets = self.user_offsets
         assert offsets is not None
-        if int(np.diff(offsets).max(initial=0)) <= max_examples_per_user:
+        over = int(np.diff(offsets).max(initial=0)) > max_examples_per_user
+        if not over and not self._mapped.sharded:
             return self
         kept = np.ones(self.num_examples, np.bool_)
         first = 0
-        while first < len(offsets) - 1:  # whole users, about SCAN_ROWS examples at a time
+        while over and first < len(offsets) - 1:  # whole users, about SCAN_ROWS examples at a time
             fits = int(np.searchsorted(offsets, offsets[first] + SCAN_ROWS, side="right")) - 1
             last = max(fits, first + 1)
             begin, end = int(offsets[first]), int(offsets[last])
@@ -305,26 +334,34 @@ class ExampleStore:
             seed: public.
 
         Returns:
-            The larger side for training and the second for testing; views of this store.
+            The larger side for training and the second for testing; views of this store. Those of one part
+            of several may be empty, for the other parts' need not be.
 
         Raises:
-            StoreError: the fraction is out of range, or a side is empty.
+            StoreError: the fraction is out of range, or a side of the whole store is empty.
 
         Guarantees:
             - Adding a user (or an example, without users) changes nobody else's side.
             - A user is on one side.
+            - However many shards a store is cut into and whoever opens them, its examples are on the sides
+              that they are on in the store in one piece.
         """
         if not 0 < fraction < 1:
             raise StoreError(f"Expected a fraction in (0, 1) for the test rows, got {fraction}.")
         bound = np.uint64(int(fraction * 2**64))
         if self.user_offsets is None:
-            secret = self.content_keys(int.from_bytes(self._mapped.key, "little"))
-            second = with_ordinals(self.content_keys(seed), secret) < bound
+            keys = self.content_keys(seed)
+            if ORDINAL in self._mapped.columns:  # equal rows may be in shards that are not opened
+                places = self._scanned(ORDINAL, np.uint64)
+            else:
+                secret = self.content_keys(int.from_bytes(self._mapped.key, "little"))
+                places = ordinals(secret, keys)
+            second = with_ordinals(keys, places) < bound
         else:
             firsts = self._user_keys(self.user_offsets[:-1])
             sides = user_unit_keys(firsts, seed) < bound
             second = np.repeat(sides, np.diff(self.user_offsets))
-        if second.all() or not second.any():
+        if self.part[1] == 1 and (second.all() or not second.any()):
             raise StoreError("The split leaves one side empty. Use more rows or another fraction.")
         return self._view(~second, f"train {fraction!r} {seed}"), self._view(
             second, f"test {fraction!r} {seed}"
@@ -338,6 +375,14 @@ class ExampleStore:
         return ExampleStore(
             self._mapped, index, hmac.digest(self._mapped.key, name, "sha256").hex()
         )
+
+    def _scanned(self, column: str, kind: type[Any]) -> NDArray[Any]:
+        """A whole column."""
+        values = np.empty(self.num_examples, kind)
+        for begin in range(0, self.num_examples, SCAN_ROWS):
+            end = min(begin + SCAN_ROWS, self.num_examples)
+            values[begin:end] = self._take(column, np.arange(begin, end))
+        return values
 
     def _take(self, column: str, rows: Rows) -> NDArray[Any]:
         """One column at some positions."""

@@ -79,24 +79,38 @@ def content_keys(batch: SparseBatch, users: Keys | None, seed: int) -> Keys:
     return keys
 
 
-def with_ordinals(keys: Keys, secret: Keys) -> Keys:
+def with_ordinals(keys: Keys, places: Keys) -> Keys:
     """Tells identical rows apart by how many came before.
 
     Args:
         keys: uint64[n].
-        secret: uint64[n], keys under a secret seed: rows that only collide differ here.
+        places: uint64[n], `ordinals` of the rows.
 
     Returns:
         uint64[n]; the set of keys of k identical rows is the same wherever they stand.
     """
-    order = np.lexsort((secret, keys))
-    place = np.arange(len(keys))
-    starts = np.ones(len(keys), np.bool_)
-    one, other = keys[order], secret[order]
-    starts[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
-    ordinals = np.empty(len(keys), np.uint64)
-    ordinals[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
-    return _mix(absorb(keys, ordinals))
+    return _mix(absorb(keys, places))
+
+
+def ordinals(*keys: NDArray[np.uint64] | NDArray[np.int64]) -> Keys:
+    """How many rows that are equal to a row under all keys came before it.
+
+    Args:
+        keys: each n numbers. One of a user, or under a secret seed, keeps rows apart that only collide
+            under a public one.
+
+    Returns:
+        uint64[n]
+    """
+    order = np.lexsort(keys)
+    place = np.arange(len(order))
+    starts = np.ones(len(order), np.bool_)
+    if len(order):
+        changes = [column[order][1:] != column[order][:-1] for column in keys]
+        starts[1:] = np.logical_or.reduce(changes)
+    found = np.empty(len(order), np.uint64)
+    found[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return found
 
 
 def smallest_of_each(keys: Keys, offsets: NDArray[np.int64], most: int) -> NDArray[np.bool_]:
@@ -113,13 +127,8 @@ def smallest_of_each(keys: Keys, offsets: NDArray[np.int64], most: int) -> NDArr
     """
     sizes = np.diff(offsets)
     users = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.lexsort((keys, users))
+    order = np.lexsort((with_ordinals(keys, ordinals(keys, users)), users))
     place = np.arange(len(keys))
-    starts = np.ones(len(keys), np.bool_)
-    starts[1:] = (keys[order][1:] != keys[order][:-1]) | (users[order][1:] != users[order][:-1])
-    ordinals = np.empty(len(keys), np.uint64)
-    ordinals[order] = place - np.maximum.accumulate(np.where(starts, place, 0))
-    order = np.lexsort((_mix(absorb(keys, ordinals)), users))
     chosen = np.empty(len(keys), np.bool_)
     chosen[order] = place - np.repeat(offsets[:-1], sizes) < most
     return chosen
@@ -139,6 +148,18 @@ def user_unit_keys(users: Keys, seed: int) -> Keys:
     for column in users.T:
         keys = _mix(absorb(keys, np.ascontiguousarray(column)))
     return keys
+
+
+def in_stored_order(users: Keys) -> Keys:
+    """User keys as numbers that rise in the order in which users are stored.
+
+    Args:
+        users: uint64[n, 2], the users' keys as they lie in a store.
+
+    Returns:
+        uint64[n, 2], the high half first.
+    """
+    return np.ascontiguousarray(users).view(">u8").astype(np.uint64)
 
 
 def _mix(keys: Keys) -> Keys:

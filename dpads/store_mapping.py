@@ -9,7 +9,7 @@ import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -28,11 +28,26 @@ if TYPE_CHECKING:
 FORMAT = 2
 DATA, META, KEY = "data.arrow", "store.json", "key"
 METADATA_KEY = b"dpads"
+ORDINAL = "ordinal"
 HASH_BYTES = 1 << 20
 SEGMENT_BYTES = 1 << 26
 RESIDENT_BYTES = 1 << 30
 
 Rows = NDArray[np.int64]
+
+
+class Column(Protocol):
+    """A column of fixed width."""
+
+    def take(self, rows: Rows) -> NDArray[Any]:
+        """The rows' words, [n] or [n, width]."""
+
+
+class BagColumn(Protocol):
+    """A list column."""
+
+    def take(self, rows: Rows) -> BagIds:
+        """The rows' lists, one after another."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +101,24 @@ class StoredBag:
 
 
 class Residency:
-    """Keeps the part of a large mapped file that counts as this process' memory small.
+    """Keeps the part of large mapped files that counts as this process' memory small.
 
     Pages stay in the system's cache; they are only no longer this process' own.
 
     Args:
-        mapping: of the file.
+        mappings: of the files.
     """
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self._mapping = mapping
-        self._large = len(mapping) > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED")
+    def __init__(self, *mappings: mmap.mmap) -> None:
+        self.mappings = mappings
+        size = sum(len(mapping) for mapping in mappings)
+        self._large = size > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED")
 
     def limit(self) -> None:
         """Lets go of the pages when they have become many; to be called after a column was read."""
         if self._large and _file_bytes() > RESIDENT_BYTES:
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+            for mapping in self.mappings:
+                mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _file_bytes() -> int:
@@ -115,7 +132,21 @@ def _file_bytes() -> int:
 
 @dataclass(frozen=True)
 class MappedStore:
-    """A store's files, mapped into memory."""
+    """A store's files, mapped into memory.
+
+    Attributes:
+        path: the store's folder.
+        schema: what it was prepared with.
+        key: secret.
+        fingerprint: of the whole store under the key.
+        num_rows: how many rows are mapped.
+        labelled: whether it has labels.
+        columns: by name.
+        bags: by the field's name.
+        residency: of all files.
+        part: (i, n) where these are the shards of process i of n.
+        sharded: whether the store is cut into shards.
+    """
 
     path: Path
     schema: FeatureSchema
@@ -123,9 +154,11 @@ class MappedStore:
     fingerprint: str
     num_rows: int
     labelled: bool
-    columns: Mapping[str, StoredColumn]
-    bags: Mapping[str, StoredBag]
+    columns: Mapping[str, Column]
+    bags: Mapping[str, BagColumn]
     residency: Residency
+    part: tuple[int, int] = (0, 1)
+    sharded: bool = False
 
 
 def keyed_fingerprint(key: bytes, path: Path) -> str:
@@ -151,18 +184,29 @@ def keyed_fingerprint(key: bytes, path: Path) -> str:
     return hmac.digest(key, whole, "sha256").hex()
 
 
+def write_meta(folder: Path, key: bytes) -> str:
+    """Writes the key beside a finished data file, and the fingerprint under it.
+
+    Returns:
+        The fingerprint.
+    """
+    (folder / KEY).touch(mode=0o600)
+    (folder / KEY).write_bytes(key)
+    fingerprint = keyed_fingerprint(key, folder / DATA)
+    text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
+    (folder / META).write_text(text + "\n", encoding="utf-8")
+    return fingerprint
+
+
 def map_store(path: Path) -> MappedStore:
     """Maps a store's files after checking them."""
-    import pyarrow as pa
-
     if not (path / META).is_file():
         raise StoreError(f"{path}: expected a store made by `dpads prepare`, found none.")
     damaged = StoreError(f"{path}: the store is damaged. Prepare the logs again.")
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         key = (path / KEY).read_bytes()
-        with (path / DATA).open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fingerprint = keyed_fingerprint(key, path / DATA)
     except (OSError, ValueError):
         raise damaged from None
     if not isinstance(meta, dict) or "format" not in meta:
@@ -172,9 +216,23 @@ def map_store(path: Path) -> MappedStore:
             f"{path}: expected a store of format {FORMAT}, got another. Prepare the logs again "
             "with this version of dpads."
         )
-    fingerprint = keyed_fingerprint(key, path / DATA)
     if not hmac.compare_digest(fingerprint.encode(), str(meta.get("fingerprint")).encode()):
         raise damaged
+    return map_data(path, key, fingerprint)
+
+
+def map_data(path: Path, key: bytes, fingerprint: str) -> MappedStore:
+    """Maps a data file that is known to be whole.
+
+    Args:
+        path: the folder that it is in.
+        key: of the store.
+        fingerprint: of the data file.
+    """
+    import pyarrow as pa
+
+    with (path / DATA).open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
         mapping.madvise(mmap.MADV_RANDOM)
     whole = pa.py_buffer(mapping)
@@ -182,7 +240,7 @@ def map_store(path: Path) -> MappedStore:
     facts = json.loads(reader.schema.metadata[METADATA_KEY])
     schema = FeatureSchema.from_dict(facts["schema"])
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    columns, bags = _columns(schema, whole, batches)
+    columns, bags = _columns(schema, ORDINAL in reader.schema.names, whole, batches)
     rows = sum(batch.num_rows for batch in batches)
     labelled = bool(facts.get("labelled", True))
     return MappedStore(
@@ -191,7 +249,7 @@ def map_store(path: Path) -> MappedStore:
 
 
 def _columns(
-    schema: FeatureSchema, whole: pa.Buffer, batches: list[pa.RecordBatch]
+    schema: FeatureSchema, numbered: bool, whole: pa.Buffer, batches: list[pa.RecordBatch]
 ) -> tuple[dict[str, StoredColumn], dict[str, StoredBag]]:
     """Where the columns lie in the mapped file."""
 
@@ -210,6 +268,8 @@ def _columns(
         if name == "label" or getattr(schema, name)
     }
     columns["input_row"] = column("input_row", np.int64, 1, 1)
+    if numbered:
+        columns[ORDINAL] = column(ORDINAL, np.uint64, 1, 1)
     scalars = sum(not item.is_bag for item in schema.fields)
     if scalars:
         columns["ids"] = column("ids", np.int32, 2, scalars)

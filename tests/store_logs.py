@@ -91,3 +91,26 @@ def expected(frame: pl.DataFrame, schema: FeatureSchema) -> list[tuple[Any, ...]
         )
         for i in range(frame.height)
     ]
+
+
+def few_values(rows: int, seed: int = 0) -> pl.DataFrame:
+    """A log of very few different rows, so that equal ones are in all shards."""
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.integers(0, 3, rows) for name in ("c1", "c2", "c3", "x1", "uid")}
+    frame = pl.DataFrame(columns).with_columns(
+        y=pl.col("c1") % 2, x2=pl.lit(0.5), factor=pl.lit(1.0), seconds=pl.lit(1.0)
+    )
+    lists = {"tags": pl.lit([1]), "w": pl.lit([0.5]), "plain": pl.lit(["a"])}
+    return frame.with_columns(**lists)
+
+
+def parts_of(path: Path, processes: int) -> list[ExampleStore]:
+    return [ExampleStore.open(path, part=(i, processes)) for i in range(processes)]
+
+
+def equal(one: ExampleStore, other: ExampleStore) -> bool:
+    """Whether both have the same examples in the same order."""
+    if one.num_examples != other.num_examples or (one.input_rows != other.input_rows).any():
+        return False
+    whole = np.arange(one.num_examples)
+    return rows_of(one.read(whole)) == rows_of(other.read(whole))

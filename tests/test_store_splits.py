@@ -21,7 +21,7 @@ from dpads.errors import StoreError
 from dpads.preparing import prepare
 from dpads.schema import FeatureSchema
 from dpads.store import ExampleStore
-from dpads.store_keys import content_keys, with_ordinals
+from dpads.store_keys import content_keys, ordinals, with_ordinals
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +75,11 @@ def test_order_inside_a_bag_counts() -> None:
 def test_identical_rows_are_told_apart_and_rows_that_collide_are_not_counted_together() -> None:
     keys = np.array([7, 7, 7, 9, 7], np.uint64)
     secret = np.array([1, 1, 2, 1, 1], np.uint64)  # row 2 only collides with the others
-    found = with_ordinals(keys, secret)
+    found = with_ordinals(keys, ordinals(secret, keys))
     assert len({*found[[0, 1, 4]].tolist()}) == 3
     without = np.array([0, 1, 3, 4])
-    np.testing.assert_array_equal(with_ordinals(keys[without], secret[without]), found[without])
+    again = with_ordinals(keys[without], ordinals(secret[without], keys[without]))
+    np.testing.assert_array_equal(again, found[without])
     assert found[2] == found[0]  # both are first of their kind
 
 
@@ -249,7 +250,7 @@ with path.open("wb") as file:
             file.write(part)
 """
 PREPARE_LOG = """
-import resource, sys
+import sys, threading, time
 import dpads, dpads.store_writing
 
 dpads.store_writing.SORT_BYTES = 1 << 25
@@ -257,29 +258,40 @@ schema = dpads.FeatureSchema(task="ctr", label="y", user=sys.argv[3] or None,
                              categorical=[f"C{j}" for j in range(10)])
 peak = 0
 
-def anonymous(_):
+def watch():
     # Pages of mapped files do not count: the system takes them back when it needs them.
     global peak
-    with open("/proc/self/status") as file:
-        now = next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
-    peak = max(peak, now)
+    while True:
+        with open("/proc/self/status") as file:
+            now = next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+        peak = max(peak, now)
+        time.sleep(0.01)
 
-dpads.prepare(sys.argv[1], schema, out=sys.argv[2], progress=anonymous)
-anonymous(0)
+threading.Thread(target=watch, daemon=True).start()
+dpads.prepare(sys.argv[1], schema, out=sys.argv[2], shards=int(sys.argv[4]))
 print(peak // 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("suffix", "user"), [(".parquet", ""), (".csv", ""), (".csv.gz", "uid"), (".arrow", "uid")]
+    ("suffix", "user", "shards"),
+    [
+        (".parquet", "", 1),
+        (".parquet", "", 3),
+        (".csv", "", 1),
+        (".csv.gz", "uid", 1),
+        (".arrow", "uid", 3),
+    ],
 )
-def test_memory_does_not_grow_with_the_log(suffix: str, user: str, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_log(
+    suffix: str, user: str, shards: int, tmp_path: Path
+) -> None:
     peaks = []
     for chunks in (50, 150):  # 2.5 and 7.5 million rows: 0.5 and 1.4 GB of text
         log_path, store_path = tmp_path / f"log{suffix}", tmp_path / "store"
         subprocess.run([sys.executable, "-c", WRITE_LOG, log_path, str(chunks)], check=True)
-        command = [sys.executable, "-c", PREPARE_LOG, log_path, store_path, user]
+        command = [sys.executable, "-c", PREPARE_LOG, log_path, store_path, user, str(shards)]
         out = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(int(out.stdout))
         shutil.rmtree(store_path)
