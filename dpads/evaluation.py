@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpads.errors import DataError
+from dpads.hosts import hosts_of
 from dpads.intervals import Interval, binary_intervals, count_intervals
 from dpads.reliability import Bin, assign_bins, calibration_table, to_plain
 from dpads.schema import Task
@@ -200,7 +201,10 @@ def read_predictions(
 def _read(
     model: Model, data: ExampleStore, outputs: Sequence[Output]
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32] | None]:
-    """One pass over a store: predictions by each output, labels and weights, in stored order."""
+    """One pass over a store: predictions by each output, labels and weights, in stored order.
+
+    Of a store of which each process has a part, those of all parts: every process has to call this.
+    """
     predictions = [np.empty(data.num_examples, np.float32) for _ in outputs]
     labels = np.empty(data.num_examples, np.float32)
     weights = None if data.schema.weight is None else np.empty(data.num_examples, np.float32)
@@ -214,13 +218,27 @@ def _read(
         if weights is not None and batch.weights is not None:
             weights[rows] = batch.weights
         start = rows.stop
-    return predictions, labels, weights
+    if data.part[1] == 1:
+        return predictions, labels, weights
+    together = _of_all(np.stack([*predictions, labels, *([] if weights is None else [weights])]))
+    return (
+        list(together[: len(outputs)]),
+        together[len(outputs)],
+        None if weights is None else together[-1],
+    )
+
+
+def _of_all(columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Columns [k, n] of all processes' rows, in the order of their parts."""
+    hosts = hosts_of("jax")
+    return np.concatenate(hosts.gather_each(np.ascontiguousarray(columns.T))).T
 
 
 def evaluate_model(model: Model, data: ExampleStore) -> Metrics:
     """Exact metrics of a model on the rows of a store, weighted by the schema's weight column.
 
-    Where negatives were left out of the log, each that stayed also stands for those: the metrics estimate
+    Of a part of a store, all parts' rows count, and every process has to call this. Where negatives were left
+    out of the log, each that stayed also stands for those: the metrics estimate
     what they would be on the log that it was taken from.
     """
     return evaluate_outputs(model, data, [model.output])[0]

@@ -30,7 +30,7 @@ from dpads.sampling import Grouping, sampler_of
 from dpads.selection import Selection
 from dpads.store import ExampleStore
 from dpads.training_entries import close_training, open_training
-from dpads.training_hosts import first_of, shared_checkpoint, shared_digest
+from dpads.training_hosts import check_part, first_of, shared_checkpoint, shared_digest
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 from dpads.training_start import StartModel
@@ -147,6 +147,7 @@ class Trainer:
         if start is not None:
             start.put_into(model)
         self._backend = _backend_of(model, mechanics, hosts)
+        check_part(store, hosts)
         units = units_of(store, plan.privacy)
         self._batches = BatchSource(
             units,

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.checkpoint import Checkpoint
+from dpads.errors import StoreError
 from dpads.hosts import Hosts
+from dpads.store import ExampleStore
+from dpads.store_shards import first_straddling
 
 # Parts of a run's identity that every process must have; threads and processors may differ.
 SHARED = (
@@ -39,6 +42,36 @@ def shared_digest(identity: Mapping[str, Any], digest: str, hosts: Hosts) -> str
     if hosts.count > 1:
         hosts.check_same({name: json.dumps(identity[name], sort_keys=True) for name in SHARED})
     return hosts.of_first(digest.encode()).decode()
+
+
+def check_part(store: ExampleStore, hosts: Hosts) -> None:
+    """Checks that every process has its own shards, and that no user has rows in two processes.
+
+    Args:
+        store: the training rows of this process.
+        hosts: of the run.
+
+    Raises:
+        StoreError: the store is another process' part, or a user straddles.
+    """
+    if store.part != (hosts.number, hosts.count):
+        raise StoreError(
+            f"{store.path}: expected the shards of process {hosts.number} of {hosts.count}, got part "
+            f"{store.part}. Open them: ExampleStore.open(path, part=({hosts.number}, {hosts.count}))."
+        )
+    border = store.border_users()
+    own = np.zeros((2, 2), np.uint64) if border is None else np.stack(border)
+    present = hosts.gather(np.array([border is not None]))[:, 0]
+    borders = [
+        (first, last) if there else None
+        for (first, last), there in zip(hosts.gather(own), present, strict=True)
+    ]
+    straddling = first_straddling(borders)
+    if straddling is not None:
+        raise StoreError(
+            f"{store.path}: a user's rows are in the shards of process {straddling} and of one before it: "
+            "nobody would clip them together. Cut one store into shards: dpads prepare --shards."
+        )
 
 
 def first_of(count: int, hosts: Hosts) -> tuple[int, int]:
