@@ -17,21 +17,14 @@ from dpads.kernels import clip
 from dpads.kernels.lookup import pool, start_features
 from dpads.kernels.merge import SortedPlaces, like, merge_runs, sort_places
 from dpads.kernels.workers import Task, get_workers, over
-from dpads.models.base import Model, Tower, check_backend
+from dpads.models.base import Model, check_backend
 from dpads.models.gradients import ChunkGradients, DenseSums
+from dpads.rounding import CHUNK, LOWEST_FLOOR
 from dpads.row_sums import KnownSums, PlacedSums, Reads, RowSums, batch_reads
 
-# Examples that a thread takes at a time, at most: few calls from Python, and most of their numbers in cache.
-CHUNK = 1024
 CHUNK_STEP = 64
 SUMMED_AT_A_TIME = 1 << 19
 SORTED_AT_A_TIME = 1 << 15
-# Part of the clip norm by which rounding in float64 may move a sum: a quarter of the sensitivity's slack, of
-# which groups in float32 take six tenths.
-LARGEST_ROUNDING = 2.0**-12
-# Units whose parts cancel are clipped by their norm where the parts add up to at most 4,096 times as much, as
-# far as the rounding of a batch allows; 16 times as much at least.
-LOWEST_FLOOR, HIGHEST_FLOOR = 2.0**-12, 2.0**-4
 _NO_GROUPS = np.empty(0, np.int64)
 
 
@@ -304,63 +297,6 @@ def add_sums(first: ClippedSum, second: ClippedSum) -> ClippedSum:
         merged = np.add.reduceat(values, runs.starts[:-1]) if len(values) else values
         groups[name] = KnownSums(runs.rows, merged)
     return ClippedSum(dense, groups, first.l2_clip_norm)
-
-
-def rounding_of(
-    tower: Tower,
-    units: int,
-    rows_per_unit: int,
-    floor: float,
-    at_a_time: int | None = None,
-) -> float:
-    """How far rounding moves a float64 sum over a batch when a unit joins or leaves, at most, in clip norms.
-
-    A chunk's product sums a vector for every position of its examples, and the sum over chunks goes on with
-    that: as many terms in turn err by 2^-53 each of all terms' absolute values. These are a clip norm a unit;
-    where its parts cancel, 1 / floor of it. Sums with and without the unit err so much each.
-
-    Args:
-        tower: whose layers may read several vectors an example.
-        units: in a batch.
-        rows_per_unit: at most.
-        floor: of `kernels.clip.clip_factors`; 1 where no parts cancel.
-        at_a_time: examples whose gradients one product sums; None for those of a chunk.
-    """
-    chunk = at_a_time or min(CHUNK, tower.examples_at_a_time)
-    terms = (chunk + rows_per_unit - 1) * tower.positions + units * rows_per_unit / chunk
-    return 2.0 * terms * 2.0**-53 * units / floor
-
-
-def cancellation_floor(
-    tower: Tower, units: int, rows_per_unit: int, at_a_time: int | None = None
-) -> float:
-    """The least part of its parts' sum that a unit is clipped by: of a run, never of its data.
-
-    A power of two. A quarter of what rounding may take is aimed at: sums over a table's rows have a term for
-    every place of a bag.
-
-    Raises:
-        ConfigError: the message says how many units a batch may have.
-    """
-    most = units
-    highest = HIGHEST_FLOOR if tower.positions > 1 or rows_per_unit > 1 else 1.0
-    while most > 1:
-        if rounding_of(tower, most, rows_per_unit, highest, at_a_time) <= LARGEST_ROUNDING:
-            break
-        most //= 2
-    if most < units:
-        raise ConfigError(
-            f"Expected batches of at most {most:,} units, got expected_batch_size = {units:,}: layers of "
-            f"this model read up to {tower.positions:,} vectors an example, {tower.examples_at_a_time:,} "
-            "examples at a time, and rounding in sums over more units is not covered by the slack of the "
-            "sensitivity. Lower training.expected_batch_size, or let layers read fewer vectors."
-        )
-    floor = LOWEST_FLOOR
-    while floor < HIGHEST_FLOOR:
-        if rounding_of(tower, units, rows_per_unit, floor, at_a_time) <= LARGEST_ROUNDING / 4:
-            break
-        floor *= 2.0
-    return floor
 
 
 def check_clip_norm(l2_clip_norm: Any) -> float:

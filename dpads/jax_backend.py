@@ -20,7 +20,6 @@ from jax import numpy as jnp
 from numpy.typing import NDArray
 
 from dpads.backend import Backend, Mechanics
-from dpads.clipping import LOWEST_FLOOR, cancellation_floor
 from dpads.drawing import Piece
 from dpads.errors import ConfigError
 from dpads.hosts import Hosts
@@ -38,6 +37,7 @@ from dpads.kernels.workers import Task, get_workers
 from dpads.models.base import Model
 from dpads.noise import public_grid
 from dpads.optimizers import check_table_optimizer
+from dpads.rounding import LOWEST_FLOOR, cancellation_floor
 from dpads.schedules import learning_rates
 from dpads.tables import FLUSH_ROWS, TableUpdate
 
@@ -63,11 +63,14 @@ class JaxBackend(Backend):
         plan, settings, keys = mechanics.plan, mechanics.settings, mechanics.keys
         mechanism, stddev = plan.mechanism, mechanics.noise_stddev
         units, rows = mechanism.expected_batch_size, plan.privacy.rows_per_unit
-        floor = LOWEST_FLOOR
-        if stddev > 0:
-            floor = cancellation_floor(model.tower, units, rows, at_a_time=units * rows)
         config = settings.tower_optimizer
         tower = model.description.jax_tower(model.layout, model.schema.task)
+        floor = LOWEST_FLOOR
+        if stddev > 0:
+            devices = self._devices.count
+            floor = cancellation_floor(
+                model.tower, units, rows, lambda units: tower.additions(units * rows) + devices
+            )
         own_units = -(-units * rows // self._devices.count)
         self._step = Step(
             clip=Clip(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dpads.batch import SparseBatch, Targets
 from dpads.drawing import Piece
 from dpads.kernels.jax_ops import DevicePlaces
+from dpads.kernels.partial_sums import partial_sums
 from dpads.models.base import Model
 from dpads.models.jax_losses import JaxTargets
 from dpads.models.layout import Layout, TableGroup
@@ -284,14 +285,16 @@ class Loading:
             repeated = padded(at[pairs.places].astype(np.int32), count, length)
             numbers = padded(pairs.numbers, count, count)
             pair_units = padded(pairs.units, count, units)
+        place_runs = spread(of_place, rows)
         return DevicePlaces(
             slots=None if regular else spread(slots.astype(np.int32), 0),
             coefs=spread(places.coefs, 0.0),
             examples=None if regular else spread(places.examples, size),
-            runs=spread(of_place, rows),
+            runs=place_runs,
             pairs=numbers,
             pair_units=pair_units,
             repeated=repeated,
+            sums=partial_sums(place_runs, rows),
         )
 
 

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
-from dpads.clipping import LOWEST_FLOOR, ClippedSum
+from dpads.clipping import ClippedSum
 from dpads.jax_batches import (
     DeviceBatch,
     Loading,
@@ -28,6 +28,7 @@ from dpads.models.base import Model
 from dpads.models.jax_losses import JaxTargets
 from dpads.models.jax_towers import JaxTower, TowerGradients
 from dpads.models.layout import Layout
+from dpads.rounding import LOWEST_FLOOR
 from dpads.row_sums import KnownSums, Reads
 
 Arrays = dict[str, jax.Array]

@@ -9,19 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.backend import Backend, Mechanics
-from dpads.clipping import (
-    LOWEST_FLOOR,
-    ClippedSum,
-    Workspace,
-    add_sums,
-    cancellation_floor,
-    clip_batch,
-)
+from dpads.clipping import ClippedSum, Workspace, add_sums, clip_batch
 from dpads.drawing import Piece
 from dpads.kernels.workers import Task, followed_by, get_workers
 from dpads.models.base import Model
 from dpads.noise import NoiseMechanism
 from dpads.optimizers import check_table_optimizer
+from dpads.rounding import LOWEST_FLOOR, cancellation_floor
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
 

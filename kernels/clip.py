@@ -14,6 +14,7 @@ from dpads.kernels.blas import Blas, add_transposed_times, transposed_times
 from dpads.kernels.lookup import Places
 from dpads.kernels.memory import PLACES_AHEAD, prefetch
 from dpads.kernels.merge import Runs, SortedPlaces
+from dpads.kernels.partial_sums import SUMMED_AT_A_TIME
 
 # The factor is rounded to float32 (relative error 2^-24) and so is the product; 2^-22 covers both.
 FACTOR_MARGIN = 1.0 - 2.0**-22
@@ -25,7 +26,6 @@ SMALLEST_NORMAL = np.float32(2.0**-126)
 LARGEST_GROUP = 96
 MEAN_GROUP = 72  # of random sizes, one in 400 is beyond the largest: float64 then
 TILE = 1 << 17  # sums that stay in the second-level cache while groups are added to them
-SUMMED_AT_A_TIME = 1024  # and sums of such sums: the rounding of n terms grows with 1024 + n / 1024
 
 # Additions in any order, so that they vectorise: n terms err by at most n * 2^-53 of their absolute sum.
 ANY_ORDER = {"reassoc", "contract"}
@@ -372,7 +372,7 @@ def merged_sum(
     first: int,
     out: NDArray[np.float64],
 ) -> None:
-    """Sum of clipped gradients per touched row, in float64 and in a fixed order.
+    """Sum of clipped gradients per touched row, in float64 and in a fixed order, by partial sums.
 
     Args:
         grads: float32[B, width], gradients of the losses with respect to the features.
@@ -383,16 +383,20 @@ def merged_sum(
         out: float64[k, dim], written: runs first:first + k.
     """
     # Fresh memory: sums into `out` itself would be checked for overlap with every gradient that is added.
-    part, total = np.empty(out.shape[1]), np.empty(out.shape[1])
+    total, parts = np.empty(out.shape[1]), np.empty((2, out.shape[1]))
+    most = SUMMED_AT_A_TIME**2
     for r in range(len(out)):
         start, end = runs.starts[first + r], runs.starts[first + r + 1]
         total[:] = 0.0
         if end - start <= SUMMED_AT_A_TIME:
             _add_places(grads, places, factors, start, end, total)
         else:
-            for begin in range(start, end, SUMMED_AT_A_TIME):
-                part[:] = 0.0
-                stop = min(begin + SUMMED_AT_A_TIME, end)
-                _add_places(grads, places, factors, begin, stop, part)
-                total += part
+            for far in range(start, end, most):
+                parts[1] = 0.0
+                for begin in range(far, min(far + most, end), SUMMED_AT_A_TIME):
+                    parts[0] = 0.0
+                    stop = min(begin + SUMMED_AT_A_TIME, end)
+                    _add_places(grads, places, factors, begin, stop, parts[0])
+                    parts[1] += parts[0]
+                total += parts[1]
         out[r] = total

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dpads.kernels.clip import LARGEST_GROUP, MEAN_GROUP
 from dpads.kernels.jax_wide import by_unit, wide
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
-LARGEST_GROUP = 96  # whose gradients are summed in float32; why is said in clip.py
 SUMMED_AT_A_TIME = 256
 
 LayerSums: TypeAlias = tuple[jax.Array, jax.Array]
@@ -117,6 +117,13 @@ def linear_sums(
         (pieces(inputs), pieces(output_grads), pieces(factors)),
     )[0]
     return sums
+
+
+def additions(examples: int, positions: int = 1) -> float:
+    """Additions in turn behind any number of `linear_sums`, at most, whether in groups or not."""
+    of_groups = LARGEST_GROUP + examples / LARGEST_GROUP + examples / MEAN_GROUP
+    of_pieces = SUMMED_AT_A_TIME + examples * positions / SUMMED_AT_A_TIME
+    return max(of_groups, of_pieces) + 1.0
 
 
 def _nothing(inputs: jax.Array, output_grads: jax.Array) -> LayerSums:

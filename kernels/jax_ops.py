@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dpads.kernels.jax_wide import by_unit, wide
+from dpads.kernels.partial_sums import SUMMED_AT_A_TIME, PartialSums
 
 # As in clip.py: the factor is rounded to float32 (relative error 2^-24) and so is the product.
 FACTOR_MARGIN = 1.0 - 2.0**-22
@@ -35,6 +37,7 @@ class DevicePlaces(NamedTuple):
         pair_units: int32[Q], the unit of each pair; U for padding. None where `pairs` is.
         repeated: int32[Q], the places whose units read their rows more than once, and perhaps others; P for
             padding. None for all of them, in order: Q is P then.
+        sums: `partial_sums` of `runs`.
     """
 
     slots: jax.Array | None
@@ -44,6 +47,7 @@ class DevicePlaces(NamedTuple):
     pairs: jax.Array | None
     pair_units: jax.Array | None
     repeated: jax.Array | None = None
+    sums: PartialSums | None = None
 
 
 def _slots_of(places: DevicePlaces, slots: int) -> jax.Array:
@@ -185,7 +189,7 @@ def example_factors(factors: jax.Array, units: jax.Array | None) -> jax.Array:
 def row_sums(
     grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array, rows: int
 ) -> jax.Array:
-    """Sums of clipped gradients of the rows that are read, float64[R, dim].
+    """Sums of clipped gradients of the rows that are read, float64[R, dim], by partial sums.
 
     Args:
         grads: float32[B, S * dim], gradients of the losses with respect to the group's features.
@@ -193,6 +197,9 @@ def row_sums(
         slots: S.
         factors: float32[B]; a zero leaves the example out, finite or not.
         rows: R.
+
+    Guarantees:
+        - Behind a sum are `ROW_ADDITIONS` additions in turn at most, in whatever order the device adds.
     """
     examples = len(grads)
     by_slot = grads.reshape(examples * slots, -1)
@@ -203,4 +210,18 @@ def row_sums(
         scales = wide(factors).at[places.examples].get(mode="fill", fill_value=0.0)
     scales = (scales * wide(places.coefs))[:, None]
     vectors = jnp.where(scales == 0.0, 0.0, scales * wide(by_slot))
-    return jnp.zeros((rows, vectors.shape[1])).at[places.runs].add(vectors, mode="drop")
+    if places.sums is None:
+        if len(places.runs) > SUMMED_AT_A_TIME:
+            raise ValueError(
+                f"Expected the partial sums of {len(places.runs):,} places, got none: the rounding of sums "
+                "would grow with the places of a row. Make them with partial_sums."
+            )
+        return jnp.zeros((rows, vectors.shape[1])).at[places.runs].add(vectors, mode="drop")
+    first, carries = rows, places.sums.carries
+    count = rows + sum(len(carry) for carry in carries)
+    found = jnp.zeros((count, vectors.shape[1])).at[places.sums.places].add(vectors, mode="drop")
+    for carry in carries:
+        part = lax.slice_in_dim(found, first, first + len(carry))
+        found = found.at[carry].add(part, mode="drop")
+        first += len(carry)
+    return found[:rows]

@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dpads.kernels.clip import ANY_ORDER, SUMMED_AT_A_TIME
+from dpads.kernels.clip import ANY_ORDER
+from dpads.kernels.partial_sums import SUMMED_AT_A_TIME
 
 TILE = 2048  # sums that stay in the first-level cache
 

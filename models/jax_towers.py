@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 from jax import numpy as jnp
 
+from dpads.kernels import jax_linear
 from dpads.models import jax_interactions as parts
 from dpads.models.jax_layers import (
     JaxLinear,
@@ -77,6 +78,12 @@ class JaxTower:
         """Names of the parameters that belong to none of `linears`; `clip_whole` is for these."""
         known = {name for layer in self.linears for name in layer.shapes}
         return tuple(name for name in self.shapes if name not in known)
+
+    def additions(self, examples: int) -> float:
+        """Additions in turn behind any number of the tower's clipped sums over so many examples, at most."""
+        return max(
+            (jax_linear.additions(examples, layer.positions) for layer in self.linears), default=0.0
+        )
 
     def logits(self, params: Values, features: jax.Array) -> jax.Array:
         """Logits, [B]."""

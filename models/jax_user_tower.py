@@ -50,6 +50,11 @@ class UserTower(JaxTower):
         """Shapes of all parameters by name, in order."""
         return dict(self.sizes)
 
+    def additions(self, examples: int) -> float:
+        """Likewise, chunks of examples included."""
+        of_chunks = self.chunk + examples / self.chunk + 2.0 if self.whole else 0.0
+        return max(super().additions(examples), of_chunks)
+
     def clip_whole(
         self,
         params: Values,

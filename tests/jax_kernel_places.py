@@ -9,6 +9,7 @@ import numpy as np
 
 from dpads.kernels.jax_ops import DevicePlaces
 from dpads.kernels.lookup import Places
+from dpads.kernels.partial_sums import partial_sums
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,5 @@ def device_places(
         pairs=None if pairs == "none" else device_pairs,
         pair_units=None if pairs == "none" else pair_units,
         repeated=repeated if pairs == "repeated" else None,
+        sums=partial_sums(columns["runs"], sizes.rows),
     )

@@ -17,6 +17,7 @@ from jax_kernel_places import LARGE, SMALL, Sizes, device_places, fill
 import dpads
 from dpads.kernels import clip, jax_linear, jax_moves, jax_ops, reference
 from dpads.kernels.lookup import Places
+from dpads.kernels.partial_sums import SUMMED_AT_A_TIME, PartialSums
 from dpads.models import Mlp
 
 IN, OUT = 3, 2
@@ -424,6 +425,7 @@ def test_no_array_has_the_size_of_batch_times_rows_or_batch_times_parameters() -
         of(np.int32, length),
         of(np.int32, length),
         of(np.int32, length),
+        sums=PartialSums(of(np.int32, length), (of(np.int32, 2 * length // SUMMED_AT_A_TIME),)),
     )
 
     def step(table: Any, touched: Any, places: Any, outs: Any, units: Any, groups: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 from torch_modules import GOOD, REFUSED, WIDTH, Attention, Pair, Squeezed, layers
 
 import dpads
-from dpads import clipping
+from dpads import rounding
 from dpads.batch import Targets
 from dpads.clipping import clip_batch
 from dpads.errors import ConfigError
@@ -318,27 +318,32 @@ def test_rounding_that_grows_with_the_vectors_of_an_example_stays_within_the_sla
     tower = ModuleTower(Sequence(256), "ctr", WIDTH)
     assert tower.positions == 256
     assert tower.examples_at_a_time == 64  # products and sums of products round alike
-    high, low = clipping.HIGHEST_FLOOR, clipping.LOWEST_FLOOR
-    assert clipping.rounding_of(tower, 2**20, 1, high) <= 2.0**-12
+    high, low, most = rounding.HIGHEST_FLOOR, rounding.LOWEST_FLOOR, rounding.LARGEST_ROUNDING
+
+    def rounding_of(tower: Any, units: int, floor: float, rows_per_unit: int = 1) -> float:
+        additions = rounding.chunk_additions(tower, rows_per_unit)(units)
+        return rounding.rounding_of(additions, units, floor)
+
+    assert rounding_of(tower, 2**20, high) <= most == 2.0**-12
     mlp = dpads.models.Mlp().init(schema_of()).tower
-    assert clipping.rounding_of(mlp, 2**20, 16, high) < 2.0**-13
-    assert clipping.cancellation_floor(mlp, 2**12, 1) == low
-    assert clipping.cancellation_floor(tower, 2**20, 1) == high
-    for units in 2 ** np.arange(8, 20):
-        floor = clipping.cancellation_floor(tower, int(units), 1)
-        assert floor == high or clipping.rounding_of(tower, int(units), 1, floor) <= 2.0**-14
-        assert floor == low or clipping.rounding_of(tower, int(units), 1, floor / 2) > 2.0**-14
+    assert rounding_of(mlp, 2**20, high, 16) < 2.0**-13
+    assert rounding.cancellation_floor(mlp, 2**12, 1) == low
+    assert rounding.cancellation_floor(tower, 2**20, 1) == high / 2
+    for units in (2 ** np.arange(8, 20)).tolist():
+        floor = rounding.cancellation_floor(tower, units, 1)
+        assert rounding_of(tower, units, floor) <= most
+        assert floor == low or rounding_of(tower, units, floor / 2) > most
     tower.examples_at_a_time = 1024  # a chunk of sums over 2^18 vectors
-    assert clipping.rounding_of(tower, 2**20, 1, high) > 2.0**-10
+    assert rounding_of(tower, 2**20, high) > 2.0**-10
     with pytest.raises(
         ConfigError, match=r"at most 131,072 units, got .* = 1,048,576.*256 vectors"
     ):
-        clipping.cancellation_floor(tower, 2**20, 1)
-    clipping.cancellation_floor(tower, 2**17, 1)
+        rounding.cancellation_floor(tower, 2**20, 1)
+    rounding.cancellation_floor(tower, 2**17, 1)
     tower.examples_at_a_time, tower.positions = 1, 1 << 14
     with pytest.raises(ConfigError, match="at most 131,072 units"):
-        clipping.cancellation_floor(tower, 2**20, 1)
-    monkeypatch.setattr(clipping, "LARGEST_ROUNDING", 1e-12)
+        rounding.cancellation_floor(tower, 2**20, 1)
+    monkeypatch.setattr(rounding, "LARGEST_ROUNDING", 1e-12)
     with pytest.raises(ConfigError, match="Expected batches of at most"):
         dpads.train(
             train_store, model=dpads.models.Logistic(), privacy=PRIVACY, expected_batch_size=100,

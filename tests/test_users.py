@@ -15,9 +15,10 @@ from store_logs import WITH_USER, log, make, rows_of
 
 import dpads
 from dpads.accounting.ledger import Ledger
-from dpads.clipping import cancellation_floor, clip_batch
+from dpads.clipping import clip_batch
 from dpads.drawing import BatchSource
 from dpads.plan import PrivacySpec, resolve
+from dpads.rounding import cancellation_floor
 from dpads.row_sums import batch_reads
 from dpads.sampling import Grouping, PoissonSampler
 from dpads.training import Performance, Trainer, TrainingSettings

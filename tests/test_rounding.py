@@ -1,0 +1,142 @@
+"""Sums over rows that a batch reads often: rounding stays that of few additions, however many there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import dpads
+from dpads import rounding
+from dpads.kernels import clip, jax_linear, jax_ops
+from dpads.kernels.merge import SortedPlaces, merge_runs
+from dpads.kernels.partial_sums import ROW_ADDITIONS, SUMMED_AT_A_TIME, partial_sums
+
+UNIT = 2.0**-53
+
+
+@pytest.mark.parametrize("places", [1024, 1025, 1536, 40_000, 2**20 + 1, 3 * 2**20])
+def test_every_place_reaches_its_row_by_short_sums(places: int) -> None:
+    rng = np.random.default_rng(places)
+    rows = 50
+    # half of all places read one row, a quarter two others, and some are padding
+    runs = np.minimum(rng.geometric(0.5, places) - 1, rows).astype(np.int32)
+    runs[rng.random(places) < 0.1] = rows
+    found = partial_sums(runs, rows)
+    if places <= SUMMED_AT_A_TIME:
+        assert found is None
+        return
+    assert found is not None
+    assert len(found.carries) == (2 if places > SUMMED_AT_A_TIME**2 else 1)
+    sizes = [rows, *(len(carry) for carry in found.carries)]
+    ends = np.cumsum(sizes)
+    at, turns = found.places.astype(np.int64), np.zeros(ends[-1] + 1, np.int64)
+    np.add.at(turns, at, 1)
+    longest = [turns[rows:-1].max()]
+    leads_to = np.arange(ends[-1] + 1)
+    for carry, begin, end in zip(found.carries, ends[:-1], ends[1:], strict=True):
+        # sums are added to later ones, or to rows: in this order none is used before it is whole
+        used = turns[begin:end] > 0
+        assert np.all((carry[used] < rows) | (carry[used] >= end))
+        np.add.at(turns, carry[used], 1)
+        leads_to[begin:end] = np.minimum(carry, ends[-1])
+    for _ in found.carries:
+        at = leads_to[at]
+    np.testing.assert_array_equal(np.where(at < rows, at, rows), runs)
+    assert max(longest) <= SUMMED_AT_A_TIME
+    assert max(turns[:-1]) <= SUMMED_AT_A_TIME
+
+
+def by_numba(grads: np.ndarray) -> float:
+    count = len(grads)
+    nothing = np.zeros(count, np.int32)
+    places = SortedPlaces(np.arange(count, dtype=np.int32), nothing, np.ones(count, np.float32))
+    runs, out = merge_runs(np.zeros(count, np.int64)), np.empty((1, 1))
+    clip.merged_sum(grads, places, np.ones(count, np.float32), runs, 0, out)
+    return float(out[0, 0])
+
+
+def by_jax(grads: np.ndarray) -> float:
+    count = len(grads)
+    runs = np.zeros(count, np.int32)
+    places = jax_ops.DevicePlaces(
+        slots=None,
+        coefs=np.ones(count, np.float32),
+        examples=None,
+        runs=runs,
+        pairs=None,
+        pair_units=None,
+        sums=partial_sums(runs, 1),
+    )
+    ones = np.ones(count, np.float32)
+    with jax.enable_x64(True):
+        found = jax.jit(jax_ops.row_sums, static_argnums=(2, 4))(grads, places, 1, ones, 1)
+    return float(found[0, 0])
+
+
+@pytest.mark.parametrize("total", [by_numba, by_jax])
+def test_a_row_that_a_million_places_read_is_summed_within_the_bound(
+    total: Callable[[np.ndarray], float],
+) -> None:
+    # every term but the first is lost where terms are added to a long sum one by one
+    grads = np.full((SUMMED_AT_A_TIME**2 + 3, 1), UNIT * 0.99, np.float32)
+    grads[0] = 1.0
+    exact = math.fsum(grads[:, 0].tolist())
+    assert abs(total(grads) - exact) <= ROW_ADDITIONS * UNIT * exact
+    assert exact - 1.0 > 100 * ROW_ADDITIONS * UNIT  # what adding one by one would lose
+
+
+def test_so_many_places_without_partial_sums_are_refused() -> None:
+    count = SUMMED_AT_A_TIME + 1
+    places = jax_ops.DevicePlaces(
+        slots=None,
+        coefs=np.ones(count, np.float32),
+        examples=None,
+        runs=np.zeros(count, np.int32),
+        pairs=None,
+        pair_units=None,
+    )
+    ones = np.ones((count, 1), np.float32)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="partial sums of 1,025 places"):
+        jax_ops.row_sums(ones, places, 1, ones[:, 0], 1)
+
+
+def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", bags=["tags"], buckets=50)
+    description = dpads.models.Mlp(embedding_dim=2, hidden=(3,))
+    model = description.init(schema)
+    tower = description.jax_tower(model.layout, "ctr")
+    for units in (2**6, 2**13, 2**16, 2**20):
+        for additions in (None, lambda n: tower.additions(n) + 4096.0):
+            floor = rounding.cancellation_floor(model.tower, units, 1, additions)
+            own = (additions or rounding.chunk_additions(model.tower, 1))(units)
+            for terms in (ROW_ADDITIONS, own):
+                moves = 2.0 * terms * UNIT * units / floor  # the sum with a unit, and without
+                assert moves <= 2.0**-12
+    with pytest.raises(dpads.errors.ConfigError, match="at most 16,777,216 units"):
+        rounding.cancellation_floor(model.tower, 2**26, 1)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_sums_over_a_layer_have_no_more_additions_than_they_say(groups: bool) -> None:
+    # as above, in float64 within groups and among them; the float32 of a group is another matter
+    count, size = 40_000, 72
+    grads = np.full((count, 1), UNIT * 0.99, np.float32)
+    grads[0] = 1.0
+    ones: Any = np.ones((count, 1), np.float32)
+    bounds = np.append(np.arange(0, count, size), count).astype(np.int32) if groups else None
+    bounds = None if bounds is None else np.concatenate([[0, 1], bounds[1:]]).astype(np.int32)
+    with jax.enable_x64(True):
+        weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
+            ones, grads, ones[:, 0], 1, bounds
+        )
+    exact = math.fsum(grads[:, 0].tolist())
+    allowed = jax_linear.additions(count) * UNIT * exact
+    assert abs(float(bias[0]) - exact) <= allowed
+    assert allowed < (exact - 1.0) / 4
+    if not groups:
+        assert abs(float(weight[0, 0]) - exact) <= allowed
