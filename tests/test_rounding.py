@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
 import dpads
 from dpads import rounding
+from dpads.accounting.ledger import Ledger
 from dpads.kernels import clip, jax_linear, jax_ops
 from dpads.kernels.merge import SortedPlaces, merge_runs
 from dpads.kernels.partial_sums import ROW_ADDITIONS, SUMMED_AT_A_TIME, partial_sums
+from dpads.plan import resolve
+from dpads.training import Performance, Trainer, TrainingSettings
 
 UNIT = 2.0**-53
 
@@ -140,3 +145,43 @@ def test_sums_over_a_layer_have_no_more_additions_than_they_say(groups: bool) ->
     assert allowed < (exact - 1.0) / 4
     if not groups:
         assert abs(float(weight[0, 0]) - exact) <= allowed
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_unit_whose_parts_cancel_is_clipped_by_its_parts_where_rounding_asks_for_it(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # each user has two rows that pull the bias and a table's row apart, by 500 and 500.5: 1/2 is left of both
+    users, clip = 40, 1.0
+    rows = {"y": [0, 1] * users, "a": ["one"] * 2 * users, "w": [1000.0, 1001.0] * users}
+    frame = pl.DataFrame({**rows, "u": np.repeat(np.arange(users), 2).astype(str)})
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", categorical=["a"], weight="w", user="u", buckets=5
+    )
+    store = dpads.prepare(tmp_path / "log.parquet", schema, out=tmp_path / "store")
+    spec = dpads.PrivacySpec(
+        noise_multiplier=0.01,
+        delta=1e-6,
+        unit="user",
+        max_examples_per_unit=2,
+        sampling_prob=1.0,
+        iterations=1,
+    )
+    plan = resolve(spec, expected_batch_size=users, epochs=None, l2_clip_norm=clip)
+    sgd = dpads.Sgd(learning_rate=1.0)
+    options = TrainingSettings(
+        backend=backend, noise_seed=1, table_optimizer=sgd, tower_optimizer=sgd
+    )
+    found = {}
+    high = rounding.rounding_of(0, users, rounding.HIGHEST_FLOOR)
+    for name, largest in (("low", rounding.LARGEST_ROUNDING), ("high", high)):
+        monkeypatch.setattr(rounding, "LARGEST_ROUNDING", largest)
+        trainer = Trainer(
+            store.capped(2, seed=0), dpads.models.Logistic(), plan, options, Performance(), Ledger()
+        )
+        trainer.run()
+        found[name] = float(np.abs(trainer.model.tables["a"]).max())
+    # noise moves a row by 0.01 / 40; at the highest floor a unit counts as 2 * 1000.5 / 16 at least
+    assert found["low"] == pytest.approx(0.5, abs=0.003)
+    assert found["high"] == pytest.approx(0.5 * 16 / 2001, abs=0.003)
