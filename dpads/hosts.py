@@ -60,6 +60,14 @@ class Hosts(ABC):
         total: NDArray[np.int64] = self.gather(values).sum(axis=0)
         return total
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.gather(np.zeros(1, np.int8))
+
+    def all(self, holds: bool) -> bool:
+        """Whether something holds in every process."""
+        return bool(self.gather(np.array([holds])).all())
+
     def check_same(self, facts: Mapping[str, str]) -> None:
         """Refuses processes that do not agree.
 

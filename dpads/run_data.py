@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dpads.accounting.events import EventTree
 from dpads.config import Config
-from dpads.errors import DataError
+from dpads.errors import DataError, StoreError
+from dpads.hosts import ALONE, Hosts
 from dpads.plan import Plan, PrivacySpec, resolve
 from dpads.predicting import COLUMN
 from dpads.preparing import prepare
@@ -23,6 +24,7 @@ from dpads.reading import find_logs
 from dpads.schema import FeatureSchema
 from dpads.start_rows import EarlierRows
 from dpads.store import ExampleStore
+from dpads.store_shards import SHARDS
 
 
 def open_rows(
@@ -32,6 +34,7 @@ def open_rows(
     on_prepare: Callable[[int], None] | None = None,
     *,
     labelled: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> ExampleStore:
     """Opens a store, or prepares logs into one.
 
@@ -41,13 +44,19 @@ def open_rows(
         aside: where a store of logs goes; one that is there already is used.
         on_prepare: called with the number of examples prepared so far.
         labelled: whether logs must have the label column.
+        part: (i, n): the shards of process i of n.
 
     Raises:
-        StoreError: the store is damaged or has another schema.
+        StoreError: the store is damaged or has another schema, or there are logs for several processes.
         DataError: the logs are not what the schema says.
     """
     if len(sources) == 1 and Path(sources[0]).is_dir():
-        store = ExampleStore.open(sources[0])
+        store = ExampleStore.open(sources[0], part=part)
+    elif part[1] > 1:
+        raise StoreError(
+            f"Expected a store in shards for {part[1]} processes, got logs. Prepare them once: "
+            f"dpads prepare LOGS --schema CONFIG --out STORE --shards {part[1]}, and set data.train to it."
+        )
     elif aside.is_dir():
         store = ExampleStore.open(aside)
     else:
@@ -83,6 +92,7 @@ def open_run_rows(
     on_prepare: Callable[[int], None] | None,
     carried: EventTree | None = None,
     earlier: EarlierRows | None = None,
+    hosts: Hosts = ALONE,
 ) -> RunRows:
     """Opens or prepares what is not open yet; a plan that needs no count is resolved before.
 
@@ -94,31 +104,43 @@ def open_run_rows(
         on_prepare: called with the number of examples prepared so far.
         carried: what earlier runs have spent whose parameters this one starts from.
         earlier: the rows that those runs trained on.
+        hosts: the run's processes, each of which opens its own shards.
+
+    Raises:
+        StoreError: a store is damaged, has no labels or has another schema, or a side of the split is empty.
+        DataError: the logs are not what the schema says.
     """
     schema = config.schema
     if config.privacy.dataset_size is not None:
         resolve_plan(config, config.privacy, config.l2_clip_norm, None, carried)
-    rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare)
+    part = (hosts.number, hosts.count)
+    rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare, part=part)
     rows.check_schema(schema)
     rows.check_labels()
     if isinstance(config.data.test, float):
         rows, test = rows.split(config.data.test, seed=config.split_seed)
+        if 0 in hosts.sum(np.array([len(rows), len(test)])):
+            raise StoreError("The split leaves one side empty. Use more rows or another fraction.")
     elif test is None and config.data.test is not None:
-        test = open_rows(config.data.test, schema, folder / "test", on_prepare)
+        names = config.data.test
+        whole = not (Path(names[0]) / SHARDS).is_file()
+        test = open_rows(names, schema, folder / "test", on_prepare, part=(0, 1) if whole else part)
     if test is not None:
         test.check_schema(schema)
         test.check_labels()
     test_rows = "test"
-    if test is not None and not rows.split_from(test):
+    if test is not None and not hosts.all(rows.split_from(test)):
         names = config.data.test if isinstance(config.data.test, tuple) else ()
-        shared = may_share_rows(rows, test, (config.data.train, names))
-        test_rows = "train_and_test" if shared else "declared_test"
+        apart = hosts.all(not may_share_rows(rows, test, (config.data.train, names)))
+        test_rows = "declared_test" if apart else "train_and_test"
     cap = config.privacy.max_examples_per_unit
     if cap is not None:
         rows = rows.capped(cap, seed=config.split_seed)
     if test is not None and earlier is not None:
         test_rows = earlier.test_rows(test_rows, rows, test, config.data)
-    units = rows.num_units(config.privacy.unit)
+        if not hosts.all(test_rows == hosts.of_first(test_rows.encode()).decode()):
+            test_rows = "train_and_test"
+    units = int(hosts.sum(np.array([rows.num_units(config.privacy.unit)]))[0])
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units, carried)
     return RunRows(rows, test, test_rows, plan)
 

@@ -368,7 +368,7 @@ class Trainer:
             arrays |= self.selection.to_arrays()
         if self._folder is not None:
             self._folder.save(Checkpoint(facts, arrays))
-        self._hosts.gather(np.zeros(1, np.int8))  # nobody goes on before it is on disk
+        self._hosts.wait()  # nobody goes on before it is on disk
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Sets the state that a checkpoint kept."""
@@ -388,7 +388,7 @@ class Trainer:
             self._batches.selected.update(selected)
             self._backend.select(selected)
         open_training(self._ledger, self._plan.mechanism, self._batches.sampler)
-        self._hosts.gather(np.zeros(1, np.int8))  # nobody draws before the entry is durable
+        self._hosts.wait()  # nobody draws before the entry is durable
 
     def _progress(self, first: int, seconds: float) -> Progress:
         """Speed since the run began."""
