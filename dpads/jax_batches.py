@@ -103,9 +103,9 @@ class Sizes:
         self._sizes: dict[str, int] = {}
 
     def of(self, name: str, count: int) -> int:
-        """The size for so many; an eighth of it is kept free where it has to grow."""
+        """The size for so many; where it has to grow, what chance may add later is kept free."""
         if count > self._sizes.get(name, 0):
-            self._sizes[name] = bucket(count + count // 8)
+            self._sizes[name] = bucket(count + count // 8 + 4 * math.isqrt(count))
         return max(self._sizes.get(name, 0), SMALLEST)
 
     def chunks(self, count: int) -> int:
@@ -117,9 +117,10 @@ class Sizes:
 def examples_at_a_time(expected: int) -> int:
     """Examples that pass through a tower at a time: a public number.
 
-    Products of matrices of one shape give an example the same bits whatever stands beside it.
+    Products of matrices of one shape give an example the same bits whatever stands beside it. A small batch
+    goes whole, with room for what chance adds to the number that is expected.
     """
-    return min(MOST_AT_A_TIME, bucket(expected))
+    return min(MOST_AT_A_TIME, bucket(expected + 4 * math.isqrt(expected)))
 
 
 @dataclass(frozen=True)
