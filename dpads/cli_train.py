@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpads.cli_processes import ending_for_all, join_processes
 from dpads.cli_screen import (
     GroupProgress,
     JsonOption,
@@ -61,9 +63,49 @@ def train(
             "whole batch.",
         ),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Train with other processes (backend = jax): where process 0 can be reached. Start "
+            "this command once for each --process-id; the rows are a store in shards.",
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="How many processes there are."),
+    ] = None,
+    process_id: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="I",
+            help="Which of them this is, from 0; 0 writes the run.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a model and write its run: parameters, ledger, metrics, statement."""
+    group = (coordinator, num_processes, process_id)
+    if any(value is not None for value in group):
+        join_processes(*group, config=config, set_=set_ or ())
+        with ending_for_all():
+            _train(config, out, set_, resume, threads, physical_batch_size, json_, process_id or 0)
+    else:
+        _train(config, out, set_, resume, threads, physical_batch_size, json_, 0)
+
+
+def _train(
+    config: Path,
+    out: Path | None,
+    set_: list[str] | None,
+    resume: bool,
+    threads: int | None,
+    physical_batch_size: int | None,
+    json_: bool,
+    process: int,
+) -> None:
+    """`train`, in one process of several or alone."""
     from dpads.config import load_config
     from dpads.errors import ConfigError
     from dpads.run_files import partial_of
@@ -78,7 +120,7 @@ def train(
     if not resume:  # an interrupted run has prepared its logs
         _check_logs(parsed.data)
     try:
-        with watching() as watch:
+        with watching() if process == 0 else nullcontext(_nobody) as watch:
             run = train_config(
                 parsed,
                 performance=performance,
@@ -100,6 +142,9 @@ def train(
         else:
             say("Interrupted before training began: nothing was kept.")
         raise typer.Exit(1) from None
+    if process > 0:
+        say(f"Process {process}: done. Process 0 writes the run.")
+        return
     result = run.statement()
     if json_:
         print_json({"run": str(target), "headline": result.headline, "metrics": run.metrics})
@@ -113,6 +158,10 @@ def train(
         print_metrics("Test metrics (exact reads, not covered)", columns)
     print_markdown(result.headline)
     typer.echo(f"\n{target}: model, statement.md, metrics.json, ledger.jsonl")
+
+
+def _nobody(_: object) -> None:
+    """Progress that process 0 shows."""
 
 
 def _check_logs(data: DataConfig) -> None:

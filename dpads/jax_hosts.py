@@ -44,7 +44,7 @@ def noticing_losses(count: int) -> Iterator[None]:
         if count == 1 or isinstance(error, ProcessLostError):
             raise
         raise ProcessLostError(
-            f"A computation with the {count - 1} other processes failed: one of them has stopped or cannot "
+            f"A computation with the other processes failed: one of them has stopped or cannot "
             "be reached, and its own output says why. Start all of them again with --resume: training goes "
             f"on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
         ) from error
