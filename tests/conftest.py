@@ -14,6 +14,11 @@ from dpads.preparing import prepare
 from dpads.store import ExampleStore
 from dpads.synthetic import SyntheticLog
 
+# Many tests compile the same step: the first to do so keeps it for the others, whichever process they are in.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 # The same examples on every machine and no limit on the time of one: a slow machine is no bug.
 settings.register_profile("dpads", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dpads")

@@ -93,13 +93,18 @@ def recipes_here(monkeypatch: pytest.MonkeyPatch) -> Here:
     """Small grids, sweeps in this process, no measurements and no pictures."""
     found = Here()
     monkeypatch.setattr("dpads.recipe_trials.sweep", found)
+    small_grids(monkeypatch)
+    monkeypatch.setattr("dpads.recipe_batch.private_step_seconds", lambda *_, **__: 1e-3)
+    monkeypatch.setattr("dpads.recipe_report.write_recipe_report", lambda folder: None)
+    return found
+
+
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few trials a stage."""
     monkeypatch.setattr("dpads.recipe_stages.REFERENCE_FACTORS", ((0.5, 1.0), (1.0,)))
     monkeypatch.setattr("dpads.recipe_stages.CLIP_FACTORS", (0.5, 1.0))
     monkeypatch.setattr("dpads.recipe_stages.CLIP_RATE_FACTORS", (1.0,))
-    monkeypatch.setattr("dpads.recipe_batch.private_step_seconds", lambda *_, **__: 1e-3)
     monkeypatch.setattr("dpads.recipes.EXTENSIONS", 0)
-    monkeypatch.setattr("dpads.recipe_report.write_recipe_report", lambda folder: None)
-    return found
 
 
 def document_of(folder: Path) -> dict[str, Any]:

@@ -122,9 +122,9 @@ MODELS = [
 @pytest.mark.parametrize(
     ("name", "bags", "options"),
     [
-        # With padded bags: half a minute each. What bags become is also tested in test_from_torch.py.
-        pytest.param(*case, marks=[pytest.mark.slow] if case[1] and case[0] != "DeepFM" else [])
-        for case in MODELS
+        # Up to half a minute each. What bags and other layers become is also tested in test_from_torch.py.
+        pytest.param(*case, marks=[pytest.mark.slow] if number else [])
+        for number, case in enumerate(MODELS)
     ],
 )
 def test_equals_autograd_one_unit_at_a_time(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ended, free_port, start
+from small_recipes import small_grids
 from typer.testing import CliRunner
 
 from dpads import cli_bench
@@ -28,6 +30,20 @@ def lines_of(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 
+def assert_processes_end(block: str, folder: Path) -> None:
+    """Commands that belong together are started together, at a port that is free."""
+    port = f":{free_port()}"
+    started = [
+        start(*shlex.split(re.sub(r":\d{4,5}\b", port, command))[1:], folder=folder)
+        for command, _ in commands(block)
+    ]
+    found = [ended(one) for one in started]
+    for one, (command, shown) in zip(found, commands(block), strict=True):
+        assert one.code == 0, f"{command}\n{one.output}"
+        for line in lines_of(shown):
+            assert re.sub(r":\d{4,5}\b", port, line) in one.output
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_a_reader_can_follow_it(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -35,6 +51,7 @@ def test_a_reader_can_follow_it(
     monkeypatch.chdir(tmp_path)
     for name in ("BENCH_SECONDS", "PLAN_SECONDS"):
         monkeypatch.setattr(cli_bench, name, 0.01)
+    small_grids(monkeypatch)
     namespace: dict[str, Any] = {}
     ran = 0
     for language, body in BLOCK.findall(document.read_text()):
@@ -43,6 +60,11 @@ def test_a_reader_can_follow_it(
             Path(named[1] if named else "ads.toml").write_text(body)
         elif language == "python":
             exec(compile(body, document.name, "exec"), namespace)  # noqa: S102 (the documents are ours)
+            ran += 1
+        elif language == "text":
+            continue  # what somebody would see, or would run on several machines
+        elif language == "console" and "--process-id" in body:
+            assert_processes_end(body, tmp_path)
             ran += 1
         elif language == "sh":
             targets = (ROOT / "Makefile").read_text()

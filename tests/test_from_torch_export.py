@@ -37,7 +37,15 @@ def rows(size: int) -> pl.DataFrame:
     )
 
 
-@pytest.mark.parametrize("kind", USERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # its lists are padded, as those of the attention are, which takes as long
+        pytest.param(kind, marks=[pytest.mark.slow] if kind.__name__ == "Sequences" else [])
+        for kind in USERS
+    ],
+    ids=lambda kind: kind.__name__,
+)
 def test_files_agree_with_the_model(kind: type[nn.Module], tmp_path: Path) -> None:
     schema = schema_for(kind, "ctr")
     lengths: Any = kind.lengths

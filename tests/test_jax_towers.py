@@ -20,23 +20,49 @@ from dpads.errors import ConfigError
 from dpads.models.gradients import DenseSums
 from dpads.models.jax_losses import JaxTargets, example_losses, loss_gradients
 
-every_model = pytest.mark.parametrize(
-    "description", MODELS, ids=lambda d: d.name + "-wide" * getattr(d, "wide", False)
-)
+
+def name_of(description: Any) -> str:
+    return str(description.name) + "-wide" * getattr(description, "wide", False)
+
+
+every_model = pytest.mark.parametrize("description", MODELS, ids=name_of)
 every_task = pytest.mark.parametrize("task", TASKS)
+# All models for clicks, and wide parts and counts with some of them: the others are sums of the same parts.
+QUICK = {
+    *((d.name, "ctr") for d in MODELS),
+    ("mlp-wide", "ctr"),
+    ("mlp", "count"),
+    ("dcn", "count"),
+}
+every_tower = pytest.mark.parametrize(
+    ("description", "task"),
+    [
+        pytest.param(
+            description,
+            task,
+            id=f"{name_of(description)}-{task}",
+            marks=[] if (name_of(description), task) in QUICK else pytest.mark.slow,
+        )
+        for description in MODELS
+        for task in TASKS
+    ],
+)
 
 
 @cache
 def jitted(description: Any, task: str, numeric: int) -> Any:
-    """The JAX tower of a model, and a compiled function of all that it computes."""
+    """The JAX tower of a model, all that it computes, and gradients of one example's loss, compiled."""
     model = model_of(description, task, numeric)
     tower = description.jax_tower(model.layout, task)
+
+    def loss(params: Any, row: Any, targets: Any) -> Any:
+        return tower.losses(params, row[None], targets)[0]
 
     def everything(params: Any, features: Any, targets: Any) -> Any:
         found = tower.gradients(params, features, targets)
         return tower.logits(params, features), tower.losses(params, features, targets), found
 
-    return tower, jax.jit(everything)
+    return tower, jax.jit(everything), jax.jit(jax.grad(loss, argnums=(0, 1)))
 
 
 def on_device(targets: Any) -> Any:
@@ -50,7 +76,8 @@ def on_device(targets: Any) -> Any:
 @st.composite
 def problems(draw: Any, description: Any, task: str) -> Any:
     """A model with random parameters, features, and targets; a few sizes, since each is compiled."""
-    model = model_of(description, task, draw(st.sampled_from([0, 2])))
+    numeric = draw(st.sampled_from([0, 2]))
+    model = model_of(description, task, numeric)
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     spread = draw(st.sampled_from([0.1, 0.5]))
     for value in model.dense.values():
@@ -58,8 +85,8 @@ def problems(draw: Any, description: Any, task: str) -> Any:
     size = draw(st.sampled_from([0, 5]))
     features = rng.normal(0, draw(st.sampled_from([0.1, 1.0])), (size, model.layout.width))
     labels = rng.poisson(1.5, size) if task == "count" else rng.integers(0, 2, size)
-    weights = rng.choice([0.0, 0.5, 1.0, 3.0], size) if draw(st.booleans()) else None
-    exposure = rng.uniform(0.1, 5.0, size) if task == "count" and draw(st.booleans()) else None
+    weights = rng.choice([0.0, 0.5, 1.0, 3.0], size) if numeric else None
+    exposure = None if task != "count" or numeric else rng.uniform(0.1, 5.0, size)
     parts = [None if v is None else v.astype(np.float32) for v in (labels, weights, exposure)]
     targets = Targets(parts[0], parts[1], parts[2], draw(st.sampled_from([0.0, -1.5])))
     return model, features.astype(np.float32), targets
@@ -71,8 +98,7 @@ def close(found: Any, expected: Any, what: str = "") -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * largest, err_msg=what)
 
 
-@every_model
-@every_task
+@every_tower
 @given(data=st.data())
 @settings(max_examples=15)
 def test_equals_the_torch_tower_and_autodiff_one_example_at_a_time(
@@ -80,7 +106,7 @@ def test_equals_the_torch_tower_and_autodiff_one_example_at_a_time(
 ) -> None:
     """Logits, losses, gradients by the features, and each example's gradient by the parameters."""
     model, features, targets = data.draw(problems(description, task))
-    tower, everything = jitted(description, task, model.layout.num_numeric)
+    tower, everything, by_example = jitted(description, task, model.layout.num_numeric)
     params = {name: jnp.asarray(value) for name, value in model.dense.items()}
     device = on_device(targets)
     with jax.enable_x64(True):
@@ -93,15 +119,9 @@ def test_equals_the_torch_tower_and_autodiff_one_example_at_a_time(
     close(found.feature_grads, expected)
     assert {value.dtype.name for value in jax.tree.leaves(found)} == {"float32"}
 
-    def loss(params: Any, row: Any, *target: Any) -> Any:
-        labels, weights, exposure = (None if v is None else v[None] for v in target)
-        alone = JaxTargets(labels, weights, exposure, targets.offset)
-        return tower.losses(params, row[None], alone)[0]
-
-    by_example = jax.grad(loss, argnums=(0, 1))
     for number in range(len(features)):
-        target = [None if v is None else v[number] for v in device[:3]]
-        by_params, by_row = by_example(params, jnp.asarray(features[number]), *target)
+        target = (None if v is None else v[number : number + 1] for v in device[:3])
+        by_params, by_row = by_example(params, features[number], JaxTargets(*target, device.offset))
         close(found.feature_grads[number], by_row)
         sums = DenseSums.over(np.zeros(sum(v.size for v in params.values())), model.dense)
         alone = (np.arange(len(features)) == number).astype(np.float32)
@@ -133,11 +153,10 @@ def random_tower(description: Any, task: str, size: int) -> Any:
     return dict(model.dense), features, Targets(labels, np.ones(size, np.float32), exposure)
 
 
-@every_model
-@every_task
+@every_tower
 def test_an_examples_bits_are_its_own(description: Any, task: str) -> None:
     """In chunks of one size: in any order, among any others, finite or not; padding adds zeros."""
-    tower, _ = jitted(description, task, 2)
+    tower, *_ = jitted(description, task, 2)
     chunk, size = 32, 96
     params, features, targets = random_tower(description, task, size)
 

@@ -61,7 +61,7 @@ def test_a_failure_and_a_death_end_no_other_trial(
     tmp_path: Path,
 ) -> None:
     (good, long), (large, bug) = (
-        make({"training.epochs": [2, 400]}),
+        make({"training.epochs": [2, 200]}),
         make({"model": [TOO_LARGE], "training.init_seed": [1, 2]}),
     )
     tasks = [

@@ -135,11 +135,12 @@ def test_one_altered_digit_is_found_in_every_kind_of_statement(
         assert item == NAMED_BY_WHAT_FOLLOWS.get(path) or path.startswith(item), (path, item)
 
 
-def test_any_altered_text_or_truth_is_found_by_the_digests_at_least() -> None:
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_altered_text_or_truth_is_found_by_the_digests_at_least(stride: int) -> None:
     data = statement("no noise")
     kept = [leaf for leaf in leaves(data) if isinstance(leaf[1], str | bool)]
     assert len(kept) > 300
-    for path, value in kept:
+    for path, value in kept[::stride]:
         other = (
             not value
             if isinstance(value, bool)
