@@ -44,6 +44,7 @@ noise_seed = 3
 """
 USERS = ["--set", "privacy.unit=user", "--set", "privacy.max_examples_per_unit=3"]
 MLP = ["--set", 'model={ name = "mlp", embedding_dim = 3, hidden = [6] }']
+RARE = ["--set", "privacy.sampling_prob=0.0005", "--set", "training.expected_batch_size=1"]
 COUNTED = ["--set", 'prior.kind="dp_count"', "--set", 'selection.kind="noisy_count"']
 
 
@@ -83,9 +84,9 @@ def assert_one_run(first: Path, second: Path) -> None:
     assert verify(second).ok
 
 
-def test_two_processes_are_one_run(folder: Path) -> None:
+def test_two_processes_of_two_devices_are_one_run(folder: Path) -> None:
     done(1, "ads.toml", "--out", "one", folder=folder)
-    outputs = done(2, "ads.toml", "--out", "two", folder=folder)
+    outputs = done(2, "ads.toml", "--out", "two", folder=folder, devices=2)
     assert_one_run(folder / "one", folder / "two")
     assert "two: model, statement.md" in outputs[0]
     assert "Process 1: done. Process 0 writes the run." in outputs[1]
@@ -97,10 +98,13 @@ def test_two_processes_are_one_run(folder: Path) -> None:
     ("count", "devices", "more"),
     [
         (4, 1, USERS),
-        (2, 2, [*MLP, *COUNTED]),
+        (2, 1, [*MLP, *COUNTED]),
+        (1, 2, USERS),
+        (1, 8, [*MLP, *USERS]),
+        (2, 1, RARE),
         (3, 1, [*MLP, *USERS, "--set", "training.table_noise=dense"]),
     ],
-    ids=["four, users", "two with two devices, counts", "three of four shards, dense"],
+    ids=["four", "counts", "two devices", "eight devices", "mostly empty", "dense"],
 )
 def test_any_number_of_processes_is_one_run(
     folder: Path, count: int, devices: int, more: list[str]
