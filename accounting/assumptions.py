@@ -8,18 +8,19 @@ from dataclasses import replace
 from dpads.accounting.canonical import digest
 from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.events import NO_OP, SENSITIVITY_SLACK
-from dpads.accounting.evidence import Evidence
+from dpads.accounting.evidence import BY_BACKEND, Evidence
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.releases import Release
 from dpads.accounting.wording import replayed_words
 
-TESTED_BACKENDS = ("torch",)
+TESTED_BACKENDS = ("torch", *BY_BACKEND)
 """The backends that the tests behind the checks run on; another one's checks are unknown."""
 
 _ON_THE_BACKEND = frozenset(
     {
         "sampling.any_batch_size", "clipping.joint_norm", "clipping.rounding", "clipping.non_finite",
         "model.no_cross_example_ops", "weights.before_clipping", "normaliser.public_constant",
+        "noise.every_coordinate", "noise.never_reused", "noise.generator", "iterations.all_counted",
     }
 )  # fmt: skip
 
@@ -53,6 +54,21 @@ _OF_THE_SAMPLER: Mapping[str, tuple[str, str]] = {
 }
 """What each sampler's event stands on besides: a check of its own."""
 
+
+_TRIED: Mapping[str, str] = {
+    "torch": "The model is a user's torch module: it was tried on made-up rows of this module, and gets no "
+    "more rows at a time than were tried.",
+    "jax": "The model is a user's function in JAX: it is given one example at a time, its program was "
+    "searched for code that JAX cannot see, and it was tried on made-up rows of this schema.",
+}
+"""How a user's own model was looked at."""
+
+_DRAWN_BY: Mapping[str, str] = {
+    "jax": "Coins, initial rows and sums beside training are drawn on the host, by compiled NumPy code; the "
+    "noise of training where JAX trains, which makes float32 normals of the same ChaCha20 words, in "
+    "float32 arithmetic.",
+}
+"""Which code draws, on other backends than torch."""
 
 _NOT_COVERED = (
     "No tuning entry before the selected run covers it: it is not among the runs of a private selection, "
@@ -162,11 +178,8 @@ def _clipping(inputs: StatementInputs) -> list[Check]:
             id="model.no_cross_example_ops",
             assumption="No layer and no loss mixes units: no batch normalisation, no in-batch "
             "negatives, no listwise loss.",
-            basis=Basis.VERIFIED if inputs.users_module else Basis.ENFORCED,
-            note="The model is a user's torch module: it was tried on made-up rows of this module, and "
-            "gets no more rows at a time than were tried."
-            if inputs.users_module
-            else None,
+            basis=Basis.ENFORCED if inputs.users_model is None else Basis.VERIFIED,
+            note=None if inputs.users_model is None else _TRIED[inputs.users_model],
         ),
         Check(
             id="weights.before_clipping",
@@ -234,7 +247,7 @@ def _noise(inputs: StatementInputs) -> list[Check]:
             note="noise_seed was set, which is for tests only: whoever knows the seed can "
             "subtract the noise."
             if seeded
-            else None,
+            else _DRAWN_BY.get(inputs.backend),
         ),
         Check(
             id="noise.floating_point",

@@ -65,6 +65,7 @@ class Check:
         note: What this run adds to the sentence.
         epsilon_added: What it costs, where that is a figure.
         evidence: What this run adds to the code and the tests behind the check.
+        backends: What ran the mechanism of the runs that the check is of.
     """
 
     id: str
@@ -77,10 +78,11 @@ class Check:
     note: str | None = None
     epsilon_added: float | None = None
     evidence: Sequence[Evidence] = field(default_factory=tuple)
+    backends: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The check as the schema has it."""
-        found = [*evidence_of(self.id), *self.evidence]
+        found = [*evidence_of(self.id, self.backends), *self.evidence]
         values: dict[str, Any] = {
             "id": self.id,
             "assumption": self.assumption,

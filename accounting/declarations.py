@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dpads.accounting.checks import Basis, Check, Result
 from dpads.accounting.earlier import resting_on
 from dpads.accounting.events import composed
@@ -16,7 +18,7 @@ def declaration_checks(inputs: StatementInputs) -> list[Check]:
         *_public_numbers(inputs),
         *_fitted(inputs),
         *_start(inputs),
-        *_module(inputs),
+        *_own_model(inputs),
         *_carried(inputs),
         *_ledger(inputs),
         *_kept_inside(inputs),
@@ -193,20 +195,29 @@ def _carried(inputs: StatementInputs) -> list[Check]:
     ]
 
 
-def _module(inputs: StatementInputs) -> list[Check]:
-    """What no trial of a user's own module can show."""
-    if not inputs.users_module:
+_APART: Mapping[str, str] = {
+    "torch": "The forward pass of the user's module treats each example alone and keeps nothing between "
+    "calls, whatever rows hold; so does helper code that it calls, which is in none of the model's "
+    "digests.",
+    "jax": "The user's function makes the same program whenever JAX traces it; and what it brings for JAX to "
+    "run, rules for gradients and operations that are not JAX's own, treats each example alone, "
+    "whatever rows hold.",
+}
+"""What people vouch for of a user's own model."""
+_UNSEEN: Mapping[str, str] = {
+    "torch": "The model is a user's torch module; code cannot know what it does to rows that nobody tried.",
+    "jax": "The model is a user's function in JAX, which is given one example at a time; code cannot know "
+    "what rules and operations of the user's own do to rows that nobody tried.",
+}
+"""Why code cannot."""
+
+
+def _own_model(inputs: StatementInputs) -> list[Check]:
+    """What no trial of a user's own model can show."""
+    if inputs.users_model is None:
         return []
-    return [
-        _by_people(
-            inputs,
-            "model.examples_apart",
-            "The forward pass of the user's module treats each example alone and keeps nothing between "
-            "calls, whatever rows hold; so does helper code that it calls, which is in none of the model's "
-            "digests.",
-            "The model is a user's torch module; code cannot know what it does to rows that nobody tried.",
-        )
-    ]
+    kind = inputs.users_model
+    return [_by_people(inputs, "model.examples_apart", _APART[kind], _UNSEEN[kind])]
 
 
 def _exact(inputs: StatementInputs, kind: str) -> bool:

@@ -73,6 +73,7 @@ def mechanism_of(run: StatementInputs) -> dict[str, Any]:
     mechanism, noise = run.mechanism, run.noise_multiplier
     return {
         "algorithm": "dp_sgd",
+        **({} if run.backend == "torch" else {"backend": run.backend}),
         "sampler": _sampler(run),
         "clipping": {
             "scope": "per_user" if run.unit == "user" else "per_example",

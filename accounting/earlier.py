@@ -15,8 +15,11 @@ from dpads.accounting.canonical import canonical_bytes
 from dpads.accounting.events import EventTree, composed, counted_leaves, self_composed
 from dpads.accounting.ledger import LedgerEntry
 
-WITH_MODULE = "Parameters and constants came with a torch module"
-"""What the entry of a user's own module says, which is no earlier run."""
+GIVEN_WITH: Mapping[str, str] = {
+    "torch": "Parameters and constants came with a torch module",
+    "jax": "Parameters and constants came with a function in JAX",
+}
+"""What the entry of a user's own model says, which is no earlier run; by the name of its kind."""
 
 NOT_DECLARED = "not_declared"
 """The answer of an earlier run of which nobody said how its configuration was chosen."""

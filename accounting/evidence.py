@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpads.accounting.evidence_jax import JAX_EVIDENCE
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -327,9 +329,23 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
     ),
 }
-"""Code and tests behind each check: the one place to edit when either moves."""
+"""Code and tests behind each check, as torch runs them: the place to edit when either moves."""
 
 
-def evidence_of(name: str) -> list[Evidence]:
-    """The code and the tests behind a check."""
-    return [Evidence(kind, ref) for kind, ref in EVIDENCE.get(name, ())]
+BY_BACKEND: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {"jax": JAX_EVIDENCE}
+"""What takes the place of that in a run on another backend than torch."""
+
+
+def evidence_of(name: str, backends: Sequence[str] = ()) -> list[Evidence]:
+    """The code and the tests behind a check.
+
+    Args:
+        name: Of the check.
+        backends: What ran the mechanism, of each run once; none where a check is of no single run.
+    """
+    found = [
+        pair
+        for backend in backends or ("torch",)
+        for pair in BY_BACKEND.get(backend, {}).get(name, EVIDENCE.get(name, ()))
+    ]
+    return [Evidence(kind, ref) for kind, ref in dict.fromkeys(found)]

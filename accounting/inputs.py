@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpads.accounting import compared, events
-from dpads.accounting.earlier import WITH_MODULE
+from dpads.accounting.earlier import GIVEN_WITH
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import LedgerEntry
 from dpads.accounting.relation import Relation
@@ -156,10 +156,11 @@ class StatementInputs:
         return self.plan.get("carried")
 
     @property
-    def users_module(self) -> bool:
-        """Whether the model is a user's torch module: by its kind, or by what the ledger says of it."""
-        given = any(entry.description == WITH_MODULE for entry in self.entries("earlier_run"))
-        return given or self.model == "torch"
+    def users_model(self) -> str | None:
+        """What kind of model of the user's own it is, by its name or by what the ledger says of it."""
+        said = {entry.description for entry in self.entries("earlier_run")}
+        found = (k for k, words in GIVEN_WITH.items() if k == self.model or words in said)
+        return next(found, None)
 
     @property
     def planned_event(self) -> events.EventTree | None:

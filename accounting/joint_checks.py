@@ -39,7 +39,8 @@ def checks_of(runs: JointRuns) -> list[Check]:
     per_run: dict[str, list[tuple[int, Check]]] = {}
     for place, run in enumerate(runs.runs):
         for check in (*mechanism_checks(run), *declaration_checks(run), *tuning_checks(run)):
-            per_run.setdefault(check.id, []).append((place, check))
+            own = replace(check, backends=(run.backend,))
+            per_run.setdefault(check.id, []).append((place, own))
     merged = [_merged(runs, found) for found in per_run.values()]
     if any(check.id == "sampling.truncation_in_event" for check in merged):
         cost = truncation_cost(runs)
@@ -68,6 +69,7 @@ def _merged(runs: JointRuns, found: Sequence[tuple[int, Check]]) -> Check:
         asserted_by=runs.together(check.asserted_by for _, check in found),
         note=_each(runs, found, lambda check: check.note),
         evidence=list(dict.fromkeys(evidence)),
+        backends=list(dict.fromkeys(name for _, check in found for name in check.backends)),
     )
 
 

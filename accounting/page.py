@@ -61,6 +61,7 @@ _WORDS: Mapping[str, str] = {
     "fresh_os_entropy": "a fresh key",
     "gaussian_float32": "Gaussian in float32",
     "gaussian_float64": "Gaussian in float64",
+    "jax": "JAX",
     "pctr": "click-through rate",
     "pcvr": "conversion rate",
     "poisson": "Poisson",

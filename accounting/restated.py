@@ -125,6 +125,7 @@ def _inputs(
         versions=data["transparency"]["versions"],
         created_at=data["created_at"],
         train_fingerprint="",
+        backend=mechanism.get("backend", "torch"),
         run=data["ledgers"][place]["run"],
         noise_seed_used=mechanism["noise"]["seed_policy"] == "published_fixed",
         reference_trained=any(entry.kind == "reference" for entry in ledger),

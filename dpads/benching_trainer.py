@@ -94,10 +94,14 @@ class _Feed:
         self.schema = schema
         self.num_examples = num_examples
         self.fingerprint = "made up"
+        self.part = (0, 1)
         self.batch: SparseBatch | None = None
 
     def check_labels(self) -> None:
         """Made-up batches have labels."""
+
+    def border_users(self) -> None:
+        """They have no users."""
 
     def read(self, rows: NDArray[np.int64]) -> SparseBatch:
         """As many examples as the draw has: those of the turn, the first ones again beyond their number."""

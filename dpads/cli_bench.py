@@ -191,6 +191,7 @@ def plan_costs(config: Config, examples: int, rows: Sequence[PlanRow]) -> list[P
             at,
             expected_batch_size=batch * rows_per_unit,
             table_noise=training.table_noise,
+            backend=training.backend,
             counted=config.selection.kind != "none",
         )
 

@@ -129,8 +129,8 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write the model for other programs; it takes the log's columns, their ids hashed to rows of tables."""
-    from dpads.exporting import ONNX, TORCH, describe_inputs, export_model
-    from dpads.record import ModuleMissingError
+    from dpads.exporting import ONNX, TORCH, check_exportable, describe_inputs, export_model
+    from dpads.record import ModelMissingError
     from dpads.run import Run
     from dpads.run_files import new_file
 
@@ -144,9 +144,10 @@ def export(
         suffix = ONNX if format_ is ExportFormat.ONNX else TORCH
     new_file(out, suffix=suffix)
     loaded = Run.load(run)
+    check_exportable(loaded.config.model)
     try:
         loaded.model  # noqa: B018 (looks whether there is one)
-    except ModuleMissingError as error:
+    except ModelMissingError as error:
         raise ConfigError(f"{error} Then export_onnx(path) writes it.") from None
     with console(stderr=True).status("exporting"):
         export_model(loaded.model, out, suffix)

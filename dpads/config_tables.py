@@ -56,7 +56,7 @@ class TrainingConfig:
     Attributes:
         expected_batch_size: units per iteration in expectation; gradients are divided by it.
         epochs: passes over the units in expectation.
-        backend: "torch".
+        backend: "torch", on the processor, or "jax", on what JAX finds: processor, GPU or TPU.
         table_noise: "lazy" or "dense": the same law, two costs.
         table_optimizer: how tables move.
         tower_optimizer: how the dense part moves.
@@ -76,7 +76,7 @@ class TrainingConfig:
 
     expected_batch_size: int = 1024
     epochs: float = 5
-    backend: Literal["torch"] = "torch"
+    backend: Literal["torch", "jax"] = "torch"
     table_noise: Literal["lazy", "dense"] = "lazy"
     table_optimizer: Optimizer = field(default_factory=Sgd)
     tower_optimizer: Optimizer = field(default_factory=Adam)
@@ -162,6 +162,7 @@ class Config:
             ("selection", SelectionConfig, 'dpads.SelectionConfig(kind="noisy_count")'),
         ):
             expect_kind(name, getattr(self, name), kind, example)
+        self.model.check_backend(self.training.backend)
         self.prior.check_schema(self.schema)
         training = self.training
         if self.schema.task == "count" and (training.positive_weight, training.negative_weight) != (

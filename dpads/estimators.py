@@ -45,7 +45,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc] # scikit-learn ships no t
         l2_clip_norm: float = 1.0,
         expected_batch_size: int = 1024,
         epochs: float = 5,
-        backend: Literal["torch"] = "torch",
+        backend: Literal["torch", "jax"] = "torch",
         table_noise: Literal["lazy", "dense"] = "lazy",
         table_optimizer: Optimizer = Sgd(),  # noqa: B008 (frozen)
         tower_optimizer: Optimizer = Adam(),  # noqa: B008 (frozen)

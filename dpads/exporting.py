@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 import dpads
 from dpads.batch import PADDING
 from dpads.encoding import check_columns, encode, numbers
-from dpads.errors import MissingDependencyError, RunError
+from dpads.errors import ConfigError, MissingDependencyError, RunError
 from dpads.hashing import table_seed
-from dpads.models.base import Model
+from dpads.models import Description, JaxFunction, Model
 from dpads.predicting import batch_of, record_batch, without_outcome
 from dpads.run_files import new_file
 from dpads.schema import FeatureSchema
@@ -115,6 +115,20 @@ def describe(model: Model) -> str:
     )
 
 
+def check_exportable(description: Description) -> None:
+    """Refuses models that only JAX can run.
+
+    Raises:
+        ConfigError: it is a function in JAX.
+    """
+    if isinstance(description, JaxFunction):
+        raise ConfigError(
+            f"Expected a model that torch can run, got the JAX function {description.function}, which no "
+            "export holds. Predict with Run.predict, or serve the function with the parameters in "
+            "run.model.dense and the rows in run.model.tables."
+        )
+
+
 def export_model(model: Model, path: str | Path, suffix: str) -> Path:
     """Writes a model for other programs.
 
@@ -128,7 +142,8 @@ def export_model(model: Model, path: str | Path, suffix: str) -> Path:
         The path.
 
     Raises:
-        ConfigError: the file exists, its folder does not, or its name ends otherwise.
+        ConfigError: the file exists, its folder does not, its name ends otherwise, or the model is a
+            function in JAX.
         MissingDependencyError: ONNX's packages are not installed.
         RunError: the tower does something that the format does not know.
 
@@ -137,6 +152,7 @@ def export_model(model: Model, path: str | Path, suffix: str) -> Path:
         - Nothing is pickled.
     """
     out = Path(path)
+    check_exportable(model.description)
     new_file(out, suffix=suffix)
     new_file(_beside(out))
     if suffix == ONNX:

@@ -10,6 +10,7 @@ from typing import Final
 
 from dpads.accounting import events
 from dpads.accounting.tuning import SelectionNoise, noise_for_selection, selection_refusal
+from dpads.backend_packages import load_backend
 from dpads.config import Config
 from dpads.errors import ConfigError
 from dpads.plan import Plan
@@ -45,9 +46,12 @@ class Candidates:
 
         Raises:
             ConfigError: one guarantee cannot cover them, or something would show more than the best.
+            MissingDependencyError: a candidate's backend is not installed.
         """
         tune = sweep.tune or TuneConfig()
         _check(sweep, tune)
+        for trial in sweep.trials:  # or every candidate would fail, and the selection be paid for
+            load_backend(trial.config)
         epsilon = sweep.base.privacy.epsilon
         assert epsilon is not None
         # Where the split has no seed of its own it goes by init_seed, in which candidates may differ.

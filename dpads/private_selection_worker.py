@@ -149,6 +149,7 @@ def check_room(config: Config, mechanism: DpSgdConfig, performance: Performance)
         expected_batch_size=mechanism.expected_batch_size * config.privacy.rows_per_unit,
         physical_batch_size=performance.physical_batch_size,
         table_noise=config.training.table_noise,
+        backend=config.training.backend,
         counted=config.selection.kind != "none",
     )
     check_memory(estimate)

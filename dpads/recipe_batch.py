@@ -29,6 +29,7 @@ def batch_sizes(config: Config, dataset_size: int) -> list[int]:
                     config.schema,
                     expected_batch_size=size * config.privacy.rows_per_unit,
                     table_noise=config.training.table_noise,
+                    backend=config.training.backend,
                     counted=config.selection.kind != "none",
                 )
             )
@@ -71,6 +72,7 @@ def measuring(config: Config, units: int) -> Callable[[int], float | None]:
     """What times a step at a batch size; no row is read."""
     training, rows_per_unit = config.training, config.privacy.rows_per_unit
     settings = TrainingSettings(
+        backend=training.backend,
         table_noise=training.table_noise,
         table_optimizer=training.table_optimizer,
         tower_optimizer=training.tower_optimizer,

@@ -20,19 +20,23 @@ from dpads.tensor_files import Buffer, map_tensors, tensor_parts
 if TYPE_CHECKING:
     from dpads.accounting.statement import GuaranteeStatement
     from dpads.models.base import Description, Model
-    from dpads.models.user_module import TorchModule
 
 FORMAT: Final = 2
 # The packages whose versions decide what the numbers are.
 PACKAGES: Final = ("dp-accounting", "numba", "numpy", "polars", "scipy", "torch")
+PACKAGES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "torch": (),
+    "jax": ("jax", "jaxlib", "optax"),
+}
+"""Likewise of a backend alone."""
 
 
 DIGEST = re.compile("[0-9a-f]{64}")
 NOTHING = "0" * 64
 
 
-class ModuleMissingError(ConfigError):
-    """A run's model is a user's torch module, which files do not hold."""
+class ModelMissingError(ConfigError):
+    """A run's model is the user's own, which files do not hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +143,17 @@ def check_format(name: str | Path, data: Any) -> None:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+def versions(backend: str) -> dict[str, str]:
+    """Versions of what decides the numbers of a run.
+
+    Args:
+        backend: that trained it.
+    """
+    packages = (*PACKAGES, *PACKAGES_OF[backend])
     return {
         "python": platform.python_version(),
         "dpads": dpads.__version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
@@ -175,17 +184,17 @@ def load_model(folder: Path, description: Description | None = None) -> Model:
 
     Args:
         folder: of the run.
-        description: of the model, where it is a user's torch module: files do not hold that.
+        description: of the model, where it is the user's own: files do not hold that.
 
     Raises:
         RunError: a file is missing or damaged, a newer version wrote it, or the two do not belong
             together.
-        ModuleMissingError: the model is a torch module, and nobody gave it.
+        ModelMissingError: the model is the user's own, and nobody gave it.
         ConfigError: the run's model is another one than the description's.
     """
     import safetensors
 
-    from dpads.models import TorchModule, describe
+    from dpads.models import UsersModel, describe
     from dpads.models.output import Output
     from dpads.schema import FeatureSchema
 
@@ -200,20 +209,25 @@ def load_model(folder: Path, description: Description | None = None) -> Model:
             f"{folder / files.MODEL}: {error} It was written by dpads {facts.get('dpads')}, and this is "
             f"{dpads.__version__}: load it with that version, or restore it from a copy."
         ) from None
-    if isinstance(stored, TorchModule):
+    if isinstance(stored, UsersModel):
         if description is None:
-            raise ModuleMissingError(
-                f"{folder}: the model is a torch module, which no file holds. Make it again and pass it: "
-                "dpads.Run.load(path, model=dpads.models.from_torch(module, schema))."
+            raise ModelMissingError(
+                f"{folder}: the model is a {stored.kind}, which no file holds. Make it again and pass it: "
+                f"dpads.Run.load(path, model={stored.made_by})."
             )
-        own = _module_of(description, stored).init(schema)
+        if not stored.matches(description):
+            raise ConfigError(
+                f"The run's model is the {stored.kind} {stored.code_name}, and model= is another, or its "
+                f"layers or columns differ. Make it as it was: {stored.made_by}."
+            )
+        own = description.init(schema, backend=stored.backend)
     elif description not in (None, stored):
         raise ConfigError(
-            f"{folder}: the run's model is {stored!r}, and model= is another. Leave it out: only torch "
-            "modules have to be given."
+            f"{folder}: the run's model is {stored!r}, and model= is another. Leave it out: only models of "
+            "your own have to be given."
         )
     try:
-        model = own if isinstance(stored, TorchModule) else stored.init(schema)
+        model = own if isinstance(stored, UsersModel) else stored.init(schema)
         model.load_state(map_tensors(path))
         model.output = Output.from_dict(facts["output"])
     except FileNotFoundError:
@@ -225,16 +239,6 @@ def load_model(folder: Path, description: Description | None = None) -> Model:
             f"{folder}: {files.MODEL} and {files.PARAMETERS} disagree: {error}"
         ) from None
     return model
-
-
-def _module_of(description: Description, stored: TorchModule) -> Description:
-    """A user's torch module, if the run's parameters are of such a one."""
-    if not stored.matches(description):
-        raise ConfigError(
-            f"The run's model is the torch module {stored.module}, and model= is another, or its layers "
-            "or columns differ. Convert the module as it was: dpads.models.from_torch(module, schema)."
-        )
-    return description
 
 
 def load_statement(folder: Path) -> GuaranteeStatement:

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dpads.errors import ConfigError, MissingDependencyError
+from dpads.errors import ConfigError
 from dpads.kernels.workers import available_cores
 from dpads.schema import FeatureSchema
 
 if TYPE_CHECKING:
     from dpads.models.base import Description
-    from dpads.models.layout import Layout
+    from dpads.models.layout import Layout, TableGroup
 
 GIGABYTE: Final = 1e9
 # What a process holds that has loaded torch, numba, polars, the kernels and the accountant; measured. The
@@ -30,6 +30,16 @@ PLACE: Final = 2 * (20 + 20) + 32
 COUNTED_ROW: Final = 8 + 8 + 1  # bytes: a row's count, the same with noise, whether it is selected
 PARAMETER: Final = 4 + 8 + 4  # bytes: its value, two moments, its noisy gradient
 PARAMETER_SUMS: Final = 8 + 4  # bytes a thread: the sum in float64, a chunk's product in float32
+
+# Of JAX, measured: its libraries, and the programs that it compiles.
+JAX_IMPORTS: Final = 550_000_000
+DEVICE_TABLES: Final = (
+    2  # the tables on the device, and once more where they are laid out or rounded
+)
+DEVICE_PLACE: Final = 100  # bytes of a place: what it reads, and which rows and pairs it belongs to
+DEVICE_WIDTH: Final = 5  # float32 arrays of the features: themselves, their gradients, sums by row
+DEVICE_SPARE: Final = 3 / 2  # sizes are powers of two, or one and a half times them
+DEVICE_PARAMETER: Final = 4 + 8 + 8 + 4  # bytes: value, two moments, sum and noisy gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +76,7 @@ class MemoryEstimate:
         tables: rows of all tables.
         history: when each row last received noise.
         optimizer: the tower's parameters, moments and gradient.
+        device: what JAX holds beside, in this memory or a GPU's: its own tables, and its copy of the batch.
         batch: what is proportional to the batch, and the threads' working memory.
         checkpoint: what exists only while one is written, or while rows of tables are counted.
         imports: the libraries.
@@ -77,6 +88,7 @@ class MemoryEstimate:
     batch: int
     checkpoint: int
     imports: int
+    device: int = 0
 
     @property
     def total(self) -> int:
@@ -95,6 +107,7 @@ def estimate_memory(
     expected_batch_size: int,
     physical_batch_size: int | None = None,
     table_noise: str = "lazy",
+    backend: str = "torch",
     counted: bool = False,
 ) -> MemoryEstimate:
     """What training a model takes at its peak, from sizes alone.
@@ -105,13 +118,15 @@ def estimate_memory(
         expected_batch_size: units in a batch on average.
         physical_batch_size: examples in memory at a time; None for the whole batch.
         table_noise: "lazy" or "dense".
+        backend: "torch" or "jax".
         counted: whether rows of tables are counted before training, to select some.
 
     Returns:
         The estimate. Lists are taken to hold ten ids.
 
     Raises:
-        MissingDependencyError: torch is not installed.
+        ConfigError: the model is for another backend.
+        MissingDependencyError: the backend is not installed.
 
     Guarantees:
         - Nothing of the model's size is allocated.
@@ -123,49 +138,81 @@ def estimate_memory(
         >>> estimate_memory(model, schema, expected_batch_size=1024).tables
         64000000000
     """
+    description.load_backend(schema, backend)
     layout = description.layout(schema)
     rows = sum(group.num_rows for group in layout.groups)
-    parameters, widths = _tower_sizes(description, layout)
-    threads = available_cores()
+    in_jax = backend == "jax"
+    sizes = _jax_sizes if in_jax else _torch_sizes
+    parameters, widths = sizes(description, layout, schema)
+    tables = sum(4 * group.num_rows * group.dim for group in layout.groups)
+    examples = _largest(expected_batch_size, physical_batch_size)
     return MemoryEstimate(
-        tables=sum(4 * group.num_rows * group.dim for group in layout.groups),
+        tables=tables,
         history=4 * rows if table_noise == "lazy" else 0,
         optimizer=PARAMETER * parameters,
         batch=_batch_bytes(schema, layout, expected_batch_size, physical_batch_size)
-        + threads * _thread_bytes(layout, parameters, widths),
+        + (0 if in_jax else available_cores() * _thread_bytes(layout, parameters, widths)),
         # Under dense noise the history is the same number for every row, and made for the file.
         checkpoint=max(
             0 if table_noise == "lazy" else 4 * rows,
             COUNTED_ROW * sum(schema.table_rows.values()) if counted else 0,
         ),
-        imports=IMPORTS,
+        imports=IMPORTS + (JAX_IMPORTS if in_jax else 0),
+        device=_device_bytes(layout, examples, tables, parameters, widths) if in_jax else 0,
     )
 
 
-def _tower_sizes(description: Description, layout: Layout) -> tuple[int, list[int]]:
+def _torch_sizes(
+    description: Description, layout: Layout, schema: FeatureSchema
+) -> tuple[int, list[int]]:
     """The number of the tower's parameters and the widths of its layers; nothing is allocated."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            'backend = "torch" needs the package torch. Install it: pip install torch'
-        ) from error
+    import torch
+
     with torch.device("meta"):
         module = description.torch_tower(layout)
     widths = [m.out_features for m in module.modules() if isinstance(m, torch.nn.Linear)]
     return sum(value.numel() for value in module.parameters()), widths
 
 
+def _jax_sizes(
+    description: Description, layout: Layout, schema: FeatureSchema
+) -> tuple[int, list[int]]:
+    """Likewise of the tower in JAX; a layer that several vectors pass through counts as wide as all."""
+    tower = description.jax_tower(layout, schema.task)
+    widths = [layer.positions * layer.width_out for layer in tower.linears]
+    return sum(math.prod(shape) for shape in tower.shapes.values()), widths
+
+
+def _largest(expected: int, physical: int | None = None) -> float:
+    """Examples of a large Poisson batch that are in memory at a time."""
+    largest = expected + 5.0 * math.sqrt(expected)
+    return largest if physical is None else min(largest, float(physical))
+
+
+def _device_bytes(
+    layout: Layout, examples: float, tables: int, parameters: int, widths: list[int]
+) -> int:
+    """What JAX holds."""
+    reads = sum(_read_by(group) for group in layout.groups)
+    numbers = DEVICE_WIDTH * layout.width + 2 * sum(widths) + layout.width
+    batch = DEVICE_SPARE * examples * (DEVICE_PLACE * reads + 4 * numbers)
+    return math.ceil(DEVICE_TABLES * tables + DEVICE_PARAMETER * parameters + batch)
+
+
+def _read_by(group: TableGroup) -> int:
+    """How many rows of a group an example reads."""
+    return sum(IDS_PER_BAG if slot.field.is_bag else 1 for slot in group.slots)
+
+
 def _batch_bytes(schema: FeatureSchema, layout: Layout, expected: int, physical: int | None) -> int:
     """Memory that grows with the batch, for a large Poisson batch."""
-    largest = expected + 5.0 * math.sqrt(expected)
-    examples = largest if physical is None else min(largest, float(physical))
+    largest, examples = _largest(expected), _largest(expected, physical)
     ids = sum(IDS_PER_BAG if field.is_bag else 1 for field in schema.fields)
     # The examples themselves, ids, numbers and targets, for this batch and the next.
     total = examples * 2 * (8 * ids + 4 * layout.num_numeric + 24)
     total += examples * 4 * layout.width * SPARE
     for group in layout.groups:
-        read = sum(IDS_PER_BAG if slot.field.is_bag else 1 for slot in group.slots)
+        read = _read_by(group)
         total += examples * read * PLACE
         if examples < largest:
             # Sums of the pieces so far, the last piece's, and both merged, in float64 by touched row.

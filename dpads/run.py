@@ -15,12 +15,12 @@ from dpads.config import Config, load_config
 from dpads.config_toml import to_toml
 from dpads.errors import ConfigError
 from dpads.evaluation import Metrics, evaluate_model, read_predictions
-from dpads.exporting import ONNX, export_model, model_inputs
+from dpads.exporting import ONNX, check_exportable, export_model, model_inputs
 from dpads.models.base import Description, Model
 from dpads.plan import Plan
 from dpads.predicting import predict_frame
 from dpads.record import (
-    ModuleMissingError,
+    ModelMissingError,
     RunRecord,
     describe_model,
     load_model,
@@ -54,7 +54,7 @@ class Run:
     def __init__(
         self,
         *,
-        model: Model | ModuleMissingError,
+        model: Model | ModelMissingError,
         plan: Plan,
         record: RunRecord,
         config: Config,
@@ -80,9 +80,9 @@ class Run:
         """The parameters.
 
         Raises:
-            ConfigError: the model is a user's torch module, and `load` was not given it.
+            ConfigError: the model is the user's own, and `load` was not given it.
         """
-        if isinstance(self._model, ModuleMissingError):
+        if isinstance(self._model, ModelMissingError):
             raise self._model
         return self._model
 
@@ -143,6 +143,7 @@ class Run:
 
         description = self.model.description
         if not isinstance(description, TorchModule):
+            check_exportable(description)
             raise ConfigError(
                 f"Expected a run whose model dpads.models.from_torch made, got {description!r}. "
                 "export_torch gives any model as a torch module."
@@ -155,16 +156,21 @@ class Run:
         Returns:
             A module whose forward takes the columns of a log by name, as `export_inputs` gives them in
             NumPy, and returns what `predict` does, float32[B].
+
+        Raises:
+            ConfigError: the model is a function in JAX.
         """
         from dpads.models.torch_exported import ExportedModel
 
+        check_exportable(self.model.description)
         return ExportedModel(self.model)
 
     def export_onnx(self, path: str | Path) -> Path:
         """Writes the model as an ONNX file, which must not exist; see `dpads export`.
 
         Raises:
-            ConfigError: the file exists, its folder does not, or its name does not end with .onnx.
+            ConfigError: the file exists, its folder does not, its name does not end with .onnx, or the model
+                is a function in JAX.
             MissingDependencyError: ONNX's packages are not installed: `pip install 'dpads[onnx]'`.
             RunError: the tower does something that ONNX does not know.
 
@@ -314,9 +320,9 @@ class Run:
 
         Args:
             path: the folder.
-            model: what `dpads.models.from_torch` makes of the same module, where the run's model is a
-                user's torch module: files do not hold that. Without it the run has its statement, ledger
-                and metrics, but no model.
+            model: where the run's model is the user's own, what `dpads.models.from_torch` makes of the same
+                module, or `from_jax` of the same function: files do not hold that. Without it the run has
+                its statement, ledger and metrics, but no model.
 
         Raises:
             ConfigError: the path is no run, or its model is another one.
@@ -330,8 +336,8 @@ class Run:
             )
         record = RunRecord.from_dict(files.read_json(folder / files.RUN))
         try:
-            own: Model | ModuleMissingError = load_model(folder, model)
-        except ModuleMissingError as error:  # its statement and ledger are there all the same
+            own: Model | ModelMissingError = load_model(folder, model)
+        except ModelMissingError as error:  # its statement and ledger are there all the same
             own = error
         run = cls(
             model=own,

@@ -15,6 +15,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.config import Config
 from dpads.errors import CheckpointError
 from dpads.evaluation import Metrics, evaluate_outputs, no_metrics, relative_increase
+from dpads.hosts import Hosts
 from dpads.models.base import Model
 from dpads.plan import Plan
 from dpads.record import RunRecord, describe_model, parameters_of, versions
@@ -98,7 +99,7 @@ def record_of(
             files.MODEL: files.sha256(describe_model(model).encode()),
         },
         statement={key: value for key, value in human.items() if value is not None},
-        versions=versions(),
+        versions=versions(config.training.backend),
     )
 
 
@@ -137,6 +138,7 @@ class Job:
     on_progress: Callable[[RunProgress], None] | None
     on_rows: Callable[[RowProgress], None] | None
     on_statement: Callable[[int, int], None] | None
+    hosts: Hosts
 
     def carry_out(self, ledger: Ledger, folder: Path | None) -> Run:
         """Reference, private training, metrics, files; what an interrupted run did is kept."""
@@ -172,7 +174,8 @@ class Job:
         """The private trainer, new or from its checkpoint."""
         checkpoints = None if folder is None else folder / files.CHECKPOINTS
         rows, model, settings = self.rows, self.config.model, self._settings
-        if checkpoints is not None and checkpoints.is_dir():
+        kept = checkpoints is not None and checkpoints.is_dir()
+        if self.hosts.of_first(b"kept" if kept else b""):
             return Trainer.resume(
                 checkpoints,
                 rows.train,
@@ -207,8 +210,9 @@ class Job:
         The ledger says so first: a model without noise on private rows is covered by nothing.
         """
         kept = None if folder is None else folder / files.REFERENCE
-        if kept is not None and kept.is_file():
-            return dict(files.read_json(kept))
+        done = None if kept is None or not kept.is_file() else files.read_json(kept)
+        if known := json.loads(self.hosts.of_first(json.dumps(done).encode())):
+            return dict(known)
         without = dataclasses.replace(self.config.privacy, epsilon=None, noise_multiplier=0.0)
         own = self.config.reference
         trainer = Trainer(

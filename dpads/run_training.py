@@ -9,19 +9,22 @@ from typing import Any, Literal
 
 from dpads import run_files as files
 from dpads._validate import expect_kind
-from dpads.accounting.earlier import WITH_MODULE, given_entry
+from dpads.accounting.earlier import GIVEN_WITH, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.ledger import Ledger
+from dpads.backend_packages import load_backend
 from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
 from dpads.config_toml import differing_keys, to_toml
 from dpads.errors import CheckpointError, ConfigError
-from dpads.models import TorchModule
+from dpads.hosts import Hosts, hosts_of
+from dpads.models import UsersModel
 from dpads.models.base import Description
 from dpads.optimizers import Adam, Optimizer, Sgd
 from dpads.plan import Plan, PrivacySpec
 from dpads.private_sums_config import PriorConfig, RecalibrationConfig, SelectionConfig
 from dpads.run import Run, expect_store
 from dpads.run_data import RunRows, open_run_rows
+from dpads.run_hosts import check_configuration, shared_ledger
 from dpads.run_job import Job, RunProgress
 from dpads.store import ExampleStore
 from dpads.training import Performance, RowProgress
@@ -37,7 +40,7 @@ def train(
     l2_clip_norm: float = 1.0,
     expected_batch_size: int = 1024,
     epochs: float = 5,
-    backend: Literal["torch"] = "torch",
+    backend: Literal["torch", "jax"] = "torch",
     table_noise: Literal["lazy", "dense"] = "lazy",
     table_optimizer: Optimizer = Sgd(),  # noqa: B008 (frozen)
     tower_optimizer: Optimizer = Adam(),  # noqa: B008 (frozen)
@@ -69,7 +72,8 @@ def train(
         l2_clip_norm: bound of one unit's gradient; inf only with noise_multiplier = 0.
         expected_batch_size: units per iteration in expectation; gradients are divided by it.
         epochs: passes over the units in expectation.
-        backend: "torch".
+        backend: "torch", on the processor, or "jax", on what JAX finds: processor, GPU or TPU. Without
+            noise both train the same, but for rounding; with noise the law is the same.
         table_noise: "lazy" or "dense": the same law, two costs.
         table_optimizer: how tables move: `Sgd`.
         tower_optimizer: how the dense part moves: `Sgd`, `Adam` or `AdamBC`.
@@ -101,7 +105,8 @@ def train(
         The run.
 
     Raises:
-        ConfigError: a value is out of range, or `out` exists.
+        ConfigError: a value is out of range, `out` exists, or the model is for another backend.
+        MissingDependencyError: the backend's packages are not installed.
         BudgetError: the budget does not allow one iteration.
         StoreError: `test` has another schema than `store`, or one of them has no labels.
 
@@ -114,7 +119,8 @@ def train(
         raise ConfigError(
             f"Expected a model such as dpads.models.Logistic(), got {type(model).__name__}. "
             'dpads.models.describe({"name": "logistic"}) reads what a [model] table says; '
-            "dpads.models.from_torch(module, schema) takes a torch module of yours."
+            "dpads.models.from_torch(module, schema) takes a torch module of yours, "
+            "dpads.models.from_jax(apply, params, schema) a function in JAX."
         )
     expect_store("store", store)
     if test is not None and not isinstance(test, float):
@@ -195,7 +201,8 @@ def train_config(
             them are prepared into a store that lives as long as the run is partial.
         test: likewise the test rows, where config.data.test is not a fraction.
         performance: threads and memory.
-        out: the run's folder, which must not exist; None keeps the run in memory.
+        out: the run's folder, which must not exist; None keeps the run in memory. Of several processes the
+            first one writes it.
         resume: go on with what an interrupted run left beside `out`.
         first: fields of the entries that the run's ledger begins with: what was done to the same rows
             before, or is done beside this run.
@@ -211,6 +218,7 @@ def train_config(
     Raises:
         ConfigError: a value is out of range, `out` exists, or an interrupted run is beside it; or
             there is nothing to resume, or it began with another configuration.
+        MissingDependencyError: the backend's packages are not installed.
         CheckpointError: what an interrupted run left is damaged.
         DataError: a log is not what the schema says.
         StoreError: a store is damaged, has no labels or has another schema than the configuration.
@@ -219,17 +227,29 @@ def train_config(
         raise ConfigError(
             "training.reference compares on test rows, and there are none. Set data.test."
         )
-    if out is None:
+    load_backend(config)
+    hosts = hosts_of(config.training.backend)
+    check_configuration(config, hosts)
+    if out is None or not hosts.is_first:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
-            start = open_start(config)
-            rows = _open_rows(config, store, test, Path(name), on_prepare, start)
-            ledger = Ledger()
+            ledger = shared_ledger(Ledger(), hosts)
+            start = open_start(config, ledger if ledger.entries else None)
+            rows = _open_rows(config, store, test, Path(name), on_prepare, start, hosts)
             _begin(ledger, [*_starting(config, start, rows), *first])
             if on_plan is not None:
                 on_plan(rows.plan)
-            return Job(
-                config, rows, _model_of(start), performance, on_progress, on_rows, on_statement
+            run = Job(
+                config,
+                rows,
+                _model_of(start),
+                performance,
+                on_progress,
+                on_rows,
+                on_statement,
+                hosts,
             ).carry_out(ledger, None)
+            hosts.wait()  # or the first process would be left alone with its files
+            return run
     target = Path(out)
     made: list[Path] = []
     if resume:
@@ -249,18 +269,20 @@ def train_config(
             files.write_text(partial / files.CONFIG, to_toml(config))
         prepared = partial / files.PREPARED
         prepared.mkdir(mode=0o700, exist_ok=True)
-        rows = _open_rows(config, store, test, prepared, on_prepare, start)
+        shared_ledger(ledger, hosts)
+        rows = _open_rows(config, store, test, prepared, on_prepare, start, hosts)
         _begin(ledger, [*_starting(config, start, rows), *first])
         if on_plan is not None:
             on_plan(rows.plan)
         run = Job(
-            config, rows, _model_of(start), performance, on_progress, on_rows, on_statement
+            config, rows, _model_of(start), performance, on_progress, on_rows, on_statement, hosts
         ).carry_out(ledger, partial)
     except BaseException:
         if not has_begun(ledger, first):  # nothing was read to learn from: nothing to account for
             files.drop_partial(partial, made)
         raise
     files.finish_partial(partial, target)
+    hosts.wait()
     run.path, run.ledger = target, Ledger.load(target / files.LEDGER)
     return run
 
@@ -281,8 +303,8 @@ def _begin(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> None:
 def _starting(config: Config, start: Start | None, rows: RunRows) -> list[Mapping[str, Any]]:
     """The entries of what training starts from, where that is not made by init_seed."""
     entries = [] if start is None else start.entries_beside(rows.train, config.data)
-    if isinstance(config.model, TorchModule):
-        entries.append(given_entry(WITH_MODULE))
+    if isinstance(config.model, UsersModel):
+        entries.append(given_entry(GIVEN_WITH[config.model.name]))
     return entries
 
 
@@ -293,11 +315,12 @@ def _open_rows(
     folder: Path,
     on_prepare: Callable[[int], None] | None,
     start: Start | None,
+    hosts: Hosts,
 ) -> RunRows:
     """The rows of a run, with a plan whose guarantee goes with that of what it starts from."""
     carried = None if start is None else start.carried
     earlier = None if start is None else start.rows
-    rows = open_run_rows(config, store, test, folder, on_prepare, carried, earlier)
+    rows = open_run_rows(config, store, test, folder, on_prepare, carried, earlier, hosts)
     if start is not None:
         start.check_plan(rows.plan)
         start.check_rows(rows.train, config.data)

@@ -33,17 +33,11 @@ Settings = dict[str, Any]
 
 def known_axes() -> tuple[str, ...]:
     """Every dotted key that may be an axis."""
-    from dpads.models.user_module import TorchModule
 
     def keys(prefix: str, kind: Any) -> list[str]:
         return [f"{prefix}.{item.name}" for item in dataclasses.fields(kind)]
 
-    models = [
-        key
-        for kind in REGISTRY.values()
-        if kind is not TorchModule  # a configuration cannot describe one
-        for key in keys("model", kind)
-    ]
+    models = [key for kind in REGISTRY.values() if kind.in_files for key in keys("model", kind)]
     optimizers = [
         key
         for table in ("training.table_optimizer", "training.tower_optimizer")

@@ -222,6 +222,7 @@ def _check_room(config: Config, plan: Plan) -> None:
             config.schema,
             expected_batch_size=rows,
             table_noise=config.training.table_noise,
+            backend=config.training.backend,
             counted=plan.release("selection") is not None,
         )
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dpads._validate import nearest
+from dpads.backend_packages import load_backend
 from dpads.errors import ConfigError, RunError
 from dpads.kernels.workers import available_cores
 from dpads.run_files import read_json
@@ -151,6 +152,7 @@ def sweep(
 
     Raises:
         ConfigError: the sweep or an argument is wrong, or `out` is of another sweep.
+        MissingDependencyError: a trial's backend is not installed.
         RunError: another process runs the sweep, the engine cannot be reached, or the disk is full.
 
     Guarantees:
@@ -171,6 +173,8 @@ def sweep(
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or value < 1):
             raise ConfigError(f"Expected {name} to be a positive integer, got {value!r}.")
+    for trial in config.trials:
+        load_backend(trial.config)
     folder = Path(out)
     with sole_user(folder):
         try:

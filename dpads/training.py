@@ -130,6 +130,7 @@ class Trainer:
                 expected_batch_size=mechanism.expected_batch_size * plan.privacy.rows_per_unit,
                 physical_batch_size=performance.physical_batch_size,
                 table_noise=settings.table_noise,
+                backend=settings.backend,
                 counted=plan.release("selection") is not None,
             )
         )

@@ -57,7 +57,7 @@ class TrainingSettings:
     """What is trained with, beside the mechanism's numbers in the plan.
 
     Attributes:
-        backend: "torch".
+        backend: "torch" or "jax".
         table_noise: "lazy" or "dense"; the law is the same.
         table_optimizer: `Sgd`.
         tower_optimizer: `Sgd`, `Adam` or `AdamBC`.

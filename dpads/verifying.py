@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpads import run_files as files
-from dpads.accounting.earlier import WITH_MODULE
+from dpads.accounting.earlier import GIVEN_WITH
 from dpads.accounting.findings import Finding, Verification
 from dpads.accounting.foreign import LARGEST_TEXT, first_difference, parse_json
 from dpads.accounting.ledger import Ledger
@@ -147,7 +147,7 @@ def _started(folder: Path, ledger: Ledger) -> Iterator[Finding]:
     noted = [
         entry.treatment == "public_data_only"
         for entry in ledger.entries
-        if entry.kind == "earlier_run" and entry.description != WITH_MODULE
+        if entry.kind == "earlier_run" and entry.description not in GIVEN_WITH.values()
     ]
     starts = training.get("start_from") is not None
     wanted = [training.get("start_from_public", False)] if starts else []

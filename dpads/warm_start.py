@@ -22,7 +22,7 @@ from dpads.accounting.events import EventTree
 from dpads.accounting.ledger import Ledger, LedgerEntry
 from dpads.config import Config, DataConfig, load_config
 from dpads.errors import ConfigError, VerificationError
-from dpads.models import TorchModule, describe
+from dpads.models import UsersModel, describe
 from dpads.models.output import Output
 from dpads.plan import Plan
 from dpads.record import RunRecord, check_format, load_statement
@@ -205,7 +205,7 @@ def refuse_start(config: Config, what: str) -> None:
 def _check_same(config: Config, record: RunRecord, facts: Any, path: Path) -> None:
     """The earlier run has the same columns, the same model and the same weights of classes."""
     own_model, other_model = config.model.to_dict(), facts["model"]
-    if isinstance(config.model, TorchModule) and config.model.matches(describe(other_model)):
+    if isinstance(config.model, UsersModel) and config.model.matches(describe(other_model)):
         other_model = own_model  # made again, with other initial parameters: those are overwritten
     for name, own, other in (
         ("schema", config.schema.to_dict(), facts["schema"]),

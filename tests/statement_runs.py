@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from dpads.accounting import events
-from dpads.accounting.earlier import WITH_MODULE, earlier_entries, given_entry
+from dpads.accounting.earlier import GIVEN_WITH, earlier_entries, given_entry
 from dpads.accounting.facts import HumanFacts
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger
@@ -232,7 +232,8 @@ def started_from(*rests_on: str, tuning: str | None = "none", **keys: Any) -> di
 
 
 GIVEN = given_entry("Parameters of a model of public rows")
-WITH_A_MODULE = given_entry(WITH_MODULE)
+WITH_A_MODULE, WITH_A_FUNCTION = (given_entry(GIVEN_WITH[kind]) for kind in ("torch", "jax"))
+IN_JAX = {"backend": "jax", "model": "jax", "before": (WITH_A_FUNCTION,)}
 EARLIER = started_from(evaluated_on=())
 RESTING = started_from("Somebody vouches for this.", "And for that.", reference=True)
 RUNS: dict[str, dict[str, Any]] = {
@@ -365,6 +366,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "before": (WITH_A_MODULE,),
         "human": EVERYTHING,
     },
+    "trained in JAX": {"backend": "jax"},
+    "a user's function": IN_JAX,
+    "a user's function, signed": {**IN_JAX, "human": EVERYTHING},
     "started from a run without noise": {
         "before": ({**GIVEN, "rows": "train", "treatment": "not_covered"},)
     },
@@ -441,6 +445,11 @@ JOINT: dict[str, list[dict[str, Any]]] = {
     ],
     "one of them started from another": [{}, {**RESTING, "run": "b"}, {"before": (GIVEN,)}],
     "one with a user's module": [{}, {"model": "torch", "before": (WITH_A_MODULE,), "run": "b"}],
+    "one in JAX": [{}, {"backend": "jax", "run": "b"}],
+    "a user's module and a function": [
+        {"model": "torch", "before": (WITH_A_MODULE,)},
+        {**IN_JAX, "run": "b"},
+    ],
     "three signed": [{"human": EVERYTHING, "run": name} for name in ("a", "b", "c")],
 }
 STATEMENTS = (*RUNS, *JOINT)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save
 
 import dpads
-from dpads import private_selection_worker, recipe_batch, record
+from dpads import private_selection_worker, recipe_batch, record, run_files
 from dpads.accounting.ledger import Ledger
 from dpads.config import parse_config
 from dpads.errors import ConfigError
@@ -215,10 +215,13 @@ if __name__ == "__main__":
         store = dpads.prepare(str(Path(name) / "log.parquet"), schema, out=Path(name) / "store")
         privacy = dpads.PrivacySpec(epsilon=3.0, dataset_size=4000)
         out = Path(name) / "run"
-        dpads.train(store, model=model, privacy=privacy, expected_batch_size=512, epochs=1, out=out)
+        dpads.train(
+            store, model=model, privacy=privacy, expected_batch_size=512, epochs=1, out=out,
+            backend=sys.argv[2],
+        )
     # not ru_maxrss, which starts at the size of the process that started this one
     (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
-    estimate = estimate_memory(model, schema, expected_batch_size=512)
+    estimate = estimate_memory(model, schema, expected_batch_size=512, backend=sys.argv[2])
     print(json.dumps({"peak": 1024 * int(peak), "estimate": estimate.total}))
 """
 
@@ -234,14 +237,46 @@ def test_the_estimate_is_what_a_run_takes(
     # Compiles and caches every kernel, which the first run on a machine needs some 0.4 GB for.
     privacy = dpads.PrivacySpec(epsilon=3.0, dataset_size=3000)
     dpads.train(train_store, model=MODEL, privacy=privacy, expected_batch_size=300, epochs=1)
-    script = tmp_path / "measured.py"
+    figures = measured_run(tmp_path, buckets, "torch")
+    assert figures["estimate"] == pytest.approx(figures["peak"], rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize("buckets", [1_000, 2_000_000])
+def test_the_estimate_is_about_what_a_run_in_jax_takes(buckets: int, tmp_path: Path) -> None:
+    figures = measured_run(tmp_path, buckets, "jax")
+    assert 0.75 < figures["estimate"] / figures["peak"] < 2.0
+
+
+def measured_run(folder: Path, buckets: int, backend: str) -> dict[str, int]:
+    """The peak of a run in a process of its own, and the estimate."""
+    script = folder / "measured.py"
     script.write_text(MEASURED_RUN)
     done = subprocess.run(
-        [sys.executable, script, str(buckets)],
+        [sys.executable, script, str(buckets), backend],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    figures = json.loads(done.stdout)
-    assert figures["estimate"] == pytest.approx(figures["peak"], rel=0.25)
+    figures: dict[str, int] = json.loads(done.stdout)
+    return figures
+
+
+def test_jax_holds_tables_of_its_own() -> None:
+    given = {"expected_batch_size": 1024}
+    torch, jax = (estimate_memory(MODEL, SCHEMA, backend=b, **given) for b in ("torch", "jax"))
+    assert torch.device == 0
+    assert (jax.tables, jax.history) == (torch.tables, torch.history)
+    assert jax.device > 2 * jax.tables
+    more = dataclasses.replace(SCHEMA, buckets=dict.fromkeys(SCHEMA.table_rows, 10**6))
+    rows = sum(more.table_rows.values()) - sum(SCHEMA.table_rows.values())
+    grown = estimate_memory(MODEL, more, backend="jax", **given)
+    dim = MODEL.embedding_dim
+    assert grown.device - jax.device == 2 * 4 * dim * rows  # and no more of the batch
+    whole = estimate_memory(MODEL, SCHEMA, backend="jax", expected_batch_size=100_000)
+    pieces = estimate_memory(
+        MODEL, SCHEMA, backend="jax", expected_batch_size=100_000, physical_batch_size=1024
+    )
+    assert pieces.device < whole.device / 10
 
 
 def test_a_model_is_written_without_copying_its_tables() -> None:
@@ -249,7 +284,7 @@ def test_a_model_is_written_without_copying_its_tables() -> None:
     tracemalloc.start()
     try:
         parts = record.parameters_of(model)
-        record.sha256(*parts)
+        run_files.sha256(*parts)
         assert tracemalloc.get_traced_memory()[1] < MEGABYTE
     finally:
         tracemalloc.stop()

@@ -19,7 +19,7 @@ from dpads.accounting import events
 from dpads.accounting.accountant import Relation, epsilon_of, round_up
 from dpads.accounting.canonical import digest
 from dpads.accounting.checks import Basis, Check, ClaimLevel, Result, claim_level
-from dpads.accounting.evidence import EVIDENCE
+from dpads.accounting.evidence import BY_BACKEND, EVIDENCE
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.ledger import Ledger, LedgerEntry
 from dpads.accounting.statement import (
@@ -443,7 +443,14 @@ def test_check_names_are_unique_and_the_guarantee_lists_the_load_bearing_ones() 
         }
 
 
-REFERENCES = sorted({(kind, ref) for pairs in EVIDENCE.values() for kind, ref in pairs})
+REFERENCES = sorted(
+    {
+        pair
+        for known in (EVIDENCE, *BY_BACKEND.values())
+        for pairs in known.values()
+        for pair in pairs
+    }
+)
 
 
 @pytest.mark.parametrize(("kind", "ref"), REFERENCES, ids=[ref for _, ref in REFERENCES])

@@ -26,6 +26,7 @@ from statement_runs import (
     STORE_COUNT,
     TUNED,
     USERS,
+    WITH_A_FUNCTION,
     WITH_A_MODULE,
     another,
     run_inputs,
@@ -34,7 +35,7 @@ from statement_runs import (
 
 from dpads.accounting import events
 from dpads.accounting.checks import ClaimLevel
-from dpads.accounting.evidence import EVIDENCE
+from dpads.accounting.evidence import BY_BACKEND, EVIDENCE
 from dpads.accounting.inputs import StatementInputs
 from dpads.accounting.sealing import sealed
 from dpads.accounting.statement import GuaranteeStatement, joint_statement, make_statement
@@ -236,14 +237,29 @@ def test_what_only_people_can_answer_for_makes_a_claim_conditional(name: str) ->
     assert check_of(signed, name)["asserted_by"] == EVERYTHING["asserted_by"]
 
 
-def test_a_users_module_is_known_by_its_kind_or_by_the_ledger() -> None:
-    for given in ({"model": "torch"}, {"before": (WITH_A_MODULE,)}):
-        statement = make_statement(run_inputs(**given))
+@pytest.mark.parametrize(
+    ("kind", "entry", "tried", "vouched"),
+    [
+        ("torch", WITH_A_MODULE, "made-up rows of this module", "The forward pass of the user's"),
+        ("jax", WITH_A_FUNCTION, "given one example at a time", "rules for gradients and oper"),
+    ],
+    ids=["torch", "jax"],
+)
+def test_a_users_model_is_known_by_its_kind_or_by_the_ledger(
+    kind: str, entry: dict[str, Any], tried: str, vouched: str
+) -> None:
+    for given in ({"model": kind}, {"before": (entry,)}):
+        statement = make_statement(run_inputs(**given, backend=kind))
         mixing = check_of(statement, "model.no_cross_example_ops")
         assert mixing["basis"] == "verified"
-        assert "tried on made-up rows of this module" in mixing["note"]
-        assert check_of(statement, "model.examples_apart")["load_bearing"]
+        assert tried in mixing["note"]
+        apart = check_of(statement, "model.examples_apart")
+        assert apart["load_bearing"]
+        assert vouched in apart["assumption"]
         assert statement.claim_level is ClaimLevel.CONDITIONAL
+
+
+def test_built_in_models_ask_nobody() -> None:
     built_in = make_statement(run_inputs())
     assert check_of(built_in, "model.no_cross_example_ops")["basis"] == "enforced_by_code"
     assert "model.examples_apart" not in {c["id"] for c in built_in.data["checks"]}
@@ -280,6 +296,36 @@ def test_no_check_is_left_out_here() -> None:
     known = {c["id"] for name in STATEMENTS for c in statement_of(name).data["checks"]}
     assert known == {*PLANTED, *WITH_PEOPLE, *PEOPLE, *FOR_THE_READER, "joint.same_rows"}
     assert set(EVIDENCE) <= known
+    assert all(set(own) <= set(EVIDENCE) for own in BY_BACKEND.values())
+
+
+def test_a_backend_has_code_and_tests_of_its_own() -> None:
+    torch, jax = statement_of("public size"), statement_of("trained in JAX")
+    assert "backend" not in torch.data["mechanism"]
+    assert jax.data["mechanism"]["backend"] == "jax"
+    assert "| Backend | jax |" in jax.to_markdown()
+    assert jax.claim_level is ClaimLevel.FORMAL
+    assert jax.epsilon == torch.epsilon
+    generator = check_of(jax, "noise.generator")
+    assert "the same ChaCha20 words" in generator["note"]
+    for name in BY_BACKEND["jax"]:
+        if name in {check["id"] for check in jax.data["checks"]}:
+            refs, others = (
+                {evidence["ref"] for evidence in check_of(statement, name)["evidence"]}
+                for statement in (jax, torch)
+            )
+            assert any("jax" in ref for ref in refs), name
+            assert not any("jax" in ref for ref in others), name
+    both = statement_of("one in JAX")
+    refs = {item["ref"] for item in check_of(both, "noise.generator")["evidence"]}
+    assert {"kernels/jax_random.py::keystream", "kernels/chacha.py::keystream"} <= refs
+    assert check_of(both, "noise.generator")["note"].startswith('In run 2 ("b"): ')
+
+
+def test_the_backend_cannot_be_left_out() -> None:
+    data = copy.deepcopy(dict(statement_of("trained in JAX").data))
+    del data["mechanism"]["backend"]
+    assert "checks/" in failure(sealed(data))
 
 
 def test_without_noise_nothing_is_claimed_and_it_is_said_plainly() -> None:
