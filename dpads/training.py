@@ -30,7 +30,13 @@ from dpads.sampling import Grouping, sampler_of
 from dpads.selection import Selection
 from dpads.store import ExampleStore
 from dpads.training_entries import close_training, open_training
-from dpads.training_hosts import check_part, first_of, shared_checkpoint, shared_digest
+from dpads.training_hosts import (
+    check_one_model,
+    check_part,
+    first_of,
+    shared_checkpoint,
+    shared_digest,
+)
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 from dpads.training_start import StartModel
@@ -319,6 +325,7 @@ class Trainer:
         """Brings every row up to date and notes on the ledger how many iterations ran."""
         self._check_whole()
         self._flush()
+        check_one_model(self.model, self._hosts)
         self.save()
         close_training(self._ledger, self._plan.mechanism, self.executed, self.replayed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.checkpoint import Checkpoint
-from dpads.errors import StoreError
+from dpads.errors import ConfigError, RunError, StoreError
 from dpads.hosts import Hosts
+from dpads.models.base import Model
 from dpads.store import ExampleStore
 from dpads.store_shards import first_straddling
 
@@ -83,6 +85,26 @@ def first_of(count: int, hosts: Hosts) -> tuple[int, int]:
     """
     counts = hosts.gather(np.array([count], np.int64))[:, 0]
     return int(counts[: hosts.number].sum()), int(counts.sum())
+
+
+def check_one_model(model: Model, hosts: Hosts) -> None:
+    """Checks that every process ends with the same model, to the bit.
+
+    Raises:
+        RunError: they differ: something that all must share, such as the key of the noise, was not shared.
+    """
+    if hosts.count == 1:
+        return
+    whole = hashlib.sha256()
+    for name, value in sorted(model.state().items()):
+        whole.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    try:
+        hosts.check_same({"model": whole.hexdigest()})
+    except ConfigError:
+        raise RunError(
+            "The processes ended with different models: this run is worth nothing. Please report it, with "
+            "the versions of dpads, jax and jaxlib."
+        ) from None
 
 
 def shared_checkpoint(checkpoint: Checkpoint | None, hosts: Hosts) -> Checkpoint:

@@ -40,7 +40,6 @@ iterations = 6
 [training]
 backend = "jax"
 expected_batch_size = 100
-noise_seed = 3
 """
 USERS = ["--set", "privacy.unit=user", "--set", "privacy.max_examples_per_unit=3"]
 MLP = ["--set", 'model={ name = "mlp", embedding_dim = 3, hidden = [6] }']

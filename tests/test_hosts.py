@@ -1,0 +1,248 @@
+"""What processes tell each other, with threads in their place: every thread is a process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import dpads
+from dpads.accounting.ledger import Ledger
+from dpads.accounting.releases import Release
+from dpads.checkpoint import Checkpoint
+from dpads.errors import ConfigError, RunError, StoreError
+from dpads.hosts import ALONE, Hosts
+from dpads.noise import RunKeys
+from dpads.private_sums import UnitVectors, noisy_sum
+from dpads.run_hosts import shared_ledger
+from dpads.training_hosts import (
+    check_one_model,
+    check_part,
+    first_of,
+    shared_checkpoint,
+    shared_digest,
+)
+
+
+class Thread(Hosts):
+    """One of several threads that wait for each other."""
+
+    def __init__(
+        self, number: int, count: int, board: list[Any], barrier: threading.Barrier
+    ) -> None:
+        self.number, self.count = number, count
+        self._board, self._barrier = board, barrier
+
+    def _exchanged(self, value: Any) -> list[Any]:
+        self._board[self.number] = value
+        self._barrier.wait()
+        found = list(self._board)
+        self._barrier.wait()
+        return found
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        return np.stack(self._exchanged(np.array(values)))
+
+    def of_first(self, data: bytes) -> bytes:
+        return bytes(self._exchanged(data)[0])
+
+
+def together(count: int, work: Callable[[Thread], Any]) -> list[Any]:
+    """What each of so many processes makes of the work, results or errors."""
+    board: list[Any] = [None] * count
+    barrier = threading.Barrier(count, timeout=20)
+    found: list[Any] = [None] * count
+
+    def one(number: int) -> None:
+        try:
+            found[number] = work(Thread(number, count, board, barrier))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the test sees it)
+            found[number] = error
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_arrays_of_any_length_reach_everybody_in_order(count: int) -> None:
+    def work(hosts: Hosts) -> Any:
+        own = np.arange(2 * hosts.number, dtype=np.uint32)
+        return [part.tolist() for part in hosts.gather_each(own)], hosts.sum(np.array([1, 2]))
+
+    for each, total in together(count, work):
+        assert each == [list(range(2 * i)) for i in range(count)]
+        assert total.tolist() == [count, 2 * count]
+
+
+def test_alone_is_the_case_of_one() -> None:
+    assert ALONE.is_first
+    assert [part.tolist() for part in ALONE.gather_each(np.arange(3))] == [[0, 1, 2]]
+    assert ALONE.sum(np.array([4])).tolist() == [4]
+    assert ALONE.of_first(b"x") == b"x"
+    assert first_of(7, ALONE) == (0, 7)
+
+
+def test_units_follow_one_another_across_processes() -> None:
+    sizes = [5, 0, 9]
+    found = together(3, lambda hosts: first_of(sizes[hosts.number], hosts))
+    assert found == [(0, 14), (5, 14), (5, 14)]
+
+
+def test_processes_that_differ_are_named() -> None:
+    def work(hosts: Hosts) -> None:
+        hosts.check_same({"schema": "a", "configuration": "b" if hosts.number != 2 else "c"})
+
+    for error in together(4, work):
+        assert isinstance(error, ConfigError)
+        assert "the same configuration in all 4 processes; process 2 and process 0 differ" in str(
+            error
+        )
+    assert together(2, lambda hosts: hosts.check_same({"schema": "a"})) == [None, None]
+
+
+IDENTITY = {
+    "plan": {"iterations": 3}, "settings": {}, "model": {}, "schema": "s", "store": "f", "start": None,
+    "physical_batch_size": None, "versions": {}, "threads": 2, "processor": "p",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["plan", "settings", "model", "schema", "store", "versions"])
+def test_keys_are_bound_to_one_identity(name: str) -> None:
+    def same(hosts: Hosts) -> str:  # threads and processors may differ: the first process' count
+        own = {**IDENTITY, "threads": hosts.number}
+        return shared_digest(own, f"digest {hosts.number}", hosts)
+
+    assert together(2, same) == ["digest 0", "digest 0"]
+
+    def other(hosts: Hosts) -> str:
+        return shared_digest({**IDENTITY, name: hosts.number}, "digest", hosts)
+
+    assert all(
+        isinstance(error, ConfigError) and name in str(error) for error in together(2, other)
+    )
+
+
+def test_a_checkpoint_reaches_everybody_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.normal(size=(3, 2)).astype(np.float32),
+        "b": np.arange(4, dtype=np.int32),
+        "c": np.zeros(0, np.uint8),
+    }
+    facts = {"iteration": 3, "master": "00"}
+
+    def work(hosts: Hosts) -> Checkpoint:
+        return shared_checkpoint(Checkpoint(facts, arrays) if hosts.is_first else None, hosts)
+
+    for found in together(3, work):
+        assert found.facts == facts
+        assert set(found.arrays) == set(arrays)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(found.arrays[name], value)
+            assert found.arrays[name].dtype == value.dtype
+
+
+def test_a_ledger_that_goes_on_goes_on_everywhere() -> None:
+    def work(hosts: Hosts) -> str:
+        ledger = Ledger()
+        if hosts.is_first:
+            ledger.append(
+                kind="upstream",
+                description="x",
+                rows="train",
+                treatment="not_covered",
+                details={"a": 1},
+            )
+        return shared_ledger(ledger, hosts).head
+
+    heads = together(3, work)
+    assert len(set(heads)) == 1
+    assert heads[0] != Ledger().head
+
+
+def test_noise_is_added_once_to_the_sum_of_all() -> None:
+    release = Release(kind="dp_count", l2_clip_norm=1.0, noise_multiplier=2.0, share=0.1)
+    keys = RunKeys(bytes(32), "x")
+    vectors = [
+        UnitVectors(np.array([0, 1, 2]), np.array([0, 1]), np.array([0.5, 0.25])),
+        UnitVectors(np.array([0, 1]), np.array([1]), np.array([1.0])),
+    ]
+
+    def work(hosts: Hosts) -> list[float]:
+        own = vectors[hosts.number : hosts.number + 1] if hosts.count > 1 else vectors
+        return noisy_sum(release, 2, keys, Ledger(), "a count", lambda: own, hosts).tolist()
+
+    assert together(2, work) == [work(ALONE)] * 2
+
+
+def test_different_models_at_the_end_fail() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5)
+
+    def work(hosts: Hosts) -> None:
+        model = dpads.models.Mlp(embedding_dim=2, hidden=(3,)).init(schema, seed=hosts.number)
+        check_one_model(model, hosts)
+
+    assert all(isinstance(error, RunError) for error in together(2, work))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "y": rng.integers(0, 2, 60),
+            "a": rng.integers(0, 9, 60).astype(str),
+            "u": rng.integers(0, 20, 60).astype(str),
+        }
+    )
+    frame.write_parquet(folder / "log.parquet")
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=5, user="u")
+    dpads.prepare(folder / "log.parquet", schema, out=folder / "store", shards=4)
+    return folder / "store"
+
+
+def test_every_process_has_its_own_part(store: Path) -> None:
+    def own(hosts: Hosts) -> None:
+        part = dpads.ExampleStore.open(store, part=(hosts.number, hosts.count))
+        check_part(part, hosts)
+
+    for count in (1, 2, 3, 4):
+        assert together(count, own) == [None] * count
+
+    def first(hosts: Hosts) -> None:
+        check_part(dpads.ExampleStore.open(store, part=(0, hosts.count)), hosts)
+
+    error = together(2, first)[1]
+    assert "expected the shards of process 1 of 2, got part (0, 2)" in str(error)
+
+    def whole(hosts: Hosts) -> None:
+        check_part(dpads.ExampleStore.open(store), hosts)
+
+    assert all(isinstance(error, StoreError) for error in together(2, whole))
+
+
+def test_a_user_in_two_processes_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(hosts: Hosts) -> None:
+        part = dpads.ExampleStore.open(store, part=(hosts.number, hosts.count))
+        border = part.border_users()
+        assert border is not None
+        borders[hosts.number] = border
+        hosts.wait()
+        if hosts.number == 2:  # begins with the user that process 1 ends with
+            monkeypatch.setattr(part, "border_users", lambda: (borders[1][1], border[1]))
+        check_part(part, hosts)
+
+    borders: dict[int, Any] = {}
+    for error in together(4, work):
+        assert isinstance(error, StoreError)
+        assert "a user's rows are in the shards of process 2 and of one before it" in str(error)
