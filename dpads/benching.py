@@ -7,11 +7,13 @@ in it.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
 
 from dpads.benching_trainer import TimedTrainer, made_up_batches, step_medians
 from dpads.errors import ConfigError
@@ -20,6 +22,9 @@ from dpads.models.base import Description
 from dpads.resources import MemoryEstimate, MemoryWords, check_memory, estimate_memory
 from dpads.schema import FeatureSchema
 from dpads.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from dpads.jax_devices import DeviceKind
 
 FIELDS: Final = 26  # as in Criteo's logs
 NUMBERS: Final = 13
@@ -81,7 +86,12 @@ def criteo_like(rows: int) -> FeatureSchema:
 
 
 def compare_steps(
-    description: Description, schema: FeatureSchema, *, expected_batch_size: int, seconds: float
+    description: Description,
+    schema: FeatureSchema,
+    *,
+    expected_batch_size: int,
+    seconds: float,
+    backend: str = "torch",
 ) -> StepTimes:
     """Times private steps beside the same steps without noise and clipping, in turn.
 
@@ -90,17 +100,21 @@ def compare_steps(
         schema: the columns.
         expected_batch_size: examples in a batch.
         seconds: how long to measure, beside building the models.
+        backend: "torch" or "jax".
 
     Raises:
         ConfigError: a value is out of range, or the model will not fit into memory.
+        MissingDependencyError: the backend is not installed.
     """
-    memory = estimate_memory(description, schema, expected_batch_size=expected_batch_size)
+    memory = estimate_memory(
+        description, schema, expected_batch_size=expected_batch_size, backend=backend
+    )
 
     def timed(noise_multiplier: float) -> TimedTrainer:
         return TimedTrainer(
             description,
             schema,
-            TrainingSettings(),
+            TrainingSettings(backend=backend),
             expected_batch_size=expected_batch_size,
             num_examples=max(EXAMPLES, expected_batch_size),
             noise_multiplier=noise_multiplier,
@@ -119,26 +133,38 @@ def compare_steps(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    from importlib.metadata import version
-
+    """What the figures were measured on, and what JAX found there, where it is installed."""
+    installed = importlib.util.find_spec("jax") is not None
+    names = ("torch", "numba", "numpy", *(("jax",) if installed else ()))
     return {
         "processor": platform.machine(),
         "cores": available_cores(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numba", "numpy")},
+        **{name: version(name) for name in names},
+        "devices": [kind.to_dict() for kind in _devices()] if installed else [],
     }
 
 
-def check_room(description: Description, schema: FeatureSchema, expected_batch_size: int) -> None:
+def _devices() -> list[DeviceKind]:
+    """The devices that JAX found."""
+    from dpads.jax_devices import found_devices
+
+    return found_devices()
+
+
+def check_room(
+    description: Description, schema: FeatureSchema, expected_batch_size: int, backend: str
+) -> None:
     """Refuses a size at which two models, private and without noise, will not fit beside each other.
 
     Raises:
         ConfigError: what `compare_steps` needs exceeds what this process can have.
     """
-    one = estimate_memory(description, schema, expected_batch_size=expected_batch_size)
+    one = estimate_memory(
+        description, schema, expected_batch_size=expected_batch_size, backend=backend
+    )
     # Only the private one keeps a history.
-    doubled = {name: 2 * getattr(one, name) for name in ("tables", "optimizer", "batch")}
+    doubled = {name: 2 * getattr(one, name) for name in ("tables", "optimizer", "batch", "device")}
     rows = sum(group.num_rows for group in description.layout(schema).groups)
     words = MemoryWords(
         wanted="two models, which are measured beside each other, to fit",
@@ -156,6 +182,7 @@ def measure_grid(
     *,
     seconds: float,
     on_cell: Callable[[int, int], None],
+    backend: str = "torch",
 ) -> list[StepTimes]:
     """Times steps at every number of rows and batch size.
 
@@ -165,9 +192,11 @@ def measure_grid(
         batch_sizes: examples in a batch.
         seconds: for all of it, about.
         on_cell: called with rows and batch size before each is measured.
+        backend: "torch" or "jax", which compiles programs for every cell before it is measured.
 
     Raises:
         ConfigError: a value is out of range, or two models will not fit into memory.
+        MissingDependencyError: the backend is not installed.
 
     Guarantees:
         - All sizes are checked before the first is measured.
@@ -178,13 +207,15 @@ def measure_grid(
     schemas = [criteo_like(number) for number in rows]
     for schema in schemas:
         for size in batch_sizes:
-            check_room(description, schema, size)
+            check_room(description, schema, size, backend)
     share = seconds / (len(schemas) * len(batch_sizes))
     cells = []
     for schema, number in zip(schemas, rows, strict=True):
         for size in batch_sizes:
             on_cell(number, size)
             cells.append(
-                compare_steps(description, schema, expected_batch_size=size, seconds=share)
+                compare_steps(
+                    description, schema, expected_batch_size=size, seconds=share, backend=backend
+                )
             )
     return cells

@@ -64,6 +64,7 @@ class TimedTrainer:
             epochs=None,
             l2_clip_norm=l2_clip_norm if noise_multiplier else math.inf,
         )
+        self._in_jax = settings.backend == "jax"
         self._feed = _Feed(schema, num_examples)
         # The trainer asks a store for what `_Feed` has, and for nothing else.
         store = cast(ExampleStore, self._feed)
@@ -72,14 +73,23 @@ class TimedTrainer:
     def seconds(self, batches: list[SparseBatch]) -> float:
         """The time of a step, the mean over all but the first."""
         self._step(batches[0])
+        self._wait()
         begin = time.perf_counter()
         for batch in batches[1:]:
             self._step(batch)
+        self._wait()
         return (time.perf_counter() - begin) / (len(batches) - 1)
 
     def finish(self) -> None:
         """Brings every row up to date, as a run does at its end."""
         self._trainer.finish()
+
+    def _wait(self) -> None:
+        """Steps in JAX return before they are done."""
+        if self._in_jax:
+            from dpads.jax_devices import wait
+
+            wait()
 
     def _step(self, batch: SparseBatch) -> None:
         """One iteration; the batch is read ahead for the next one."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,13 @@ DEFAULT_HIDDEN = (128, 64)
 BENCH_SECONDS = 20.0
 PLAN_SECONDS = 1.5  # for each batch size, and at most for the disk
 EPOCH = 10_000_000  # examples
+
+
+class BackendName(StrEnum):
+    """What trains."""
+
+    TORCH = "torch"
+    JAX = "jax"
 
 
 def bench(
@@ -62,11 +70,15 @@ def bench(
     embedding_dim: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Width of the tables.")
     ] = 16,
+    backend: Annotated[
+        BackendName, typer.Option(help="What trains: torch, or jax on the devices that it finds.")
+    ] = BackendName.TORCH,
     json_: JsonOption = False,
 ) -> None:
     """Measure training steps on this machine, in about 20 seconds; needs no file.
 
-    The first command on a machine that trains compiles kernels, which takes as long again.
+    The first command on a machine that trains compiles kernels, which takes as long again; JAX compiles
+    anew for every size.
     """
     from dpads.benching import FIELDS, NUMBERS, machine, measure_grid
     from dpads.models import Mlp
@@ -79,12 +91,14 @@ def bench(
             batch_size or list(DEFAULT_BATCH_SIZES),
             seconds=BENCH_SECONDS,
             on_cell=lambda number, batch: show(f"measuring {number:,} rows, batch size {batch:,}"),
+            backend=backend,
         )
     here = machine()
     if json_:
         print_json(
             {
                 "machine": here,
+                "backend": backend,
                 "model": {**model.to_dict(), "fields": FIELDS, "numeric": NUMBERS},
                 "cells": [cell.to_dict() for cell in cells],
             }
@@ -93,7 +107,7 @@ def bench(
     print_table(
         f"{FIELDS} fields of width {embedding_dim}, {NUMBERS} numbers, layers of "
         f"{', '.join(map(str, model.hidden))}; "
-        f"{here['cores']} core{'' if here['cores'] == 1 else 's'}",
+        f"{backend} on {_cores(here) if backend is BackendName.TORCH else _devices(here)}",
         ["rows", "batch size", "private", "no noise", "ratio", "examples/s", "memory"],
         [
             [
@@ -111,6 +125,8 @@ def bench(
         "Memory: of training, at its peak, estimated. "
         f"Rows: {FIELDS} equal tables, so that a number is rounded down to a multiple of {FIELDS}.",
     )
+    found = _devices(here)
+    typer.echo(f"JAX found {found}." if found else "JAX is not installed.")
     ends = {"Fastest": max(cells, key=_speed), "Slowest": min(cells, key=_speed)}
     typer.echo(f"An epoch of {EPOCH // 10**6} million examples, not counting the disk:")
     for name, cell in list(ends.items())[: len(cells)]:
@@ -119,6 +135,20 @@ def bench(
             f"  {label}about {duration(EPOCH / cell.examples_per_second)} at {cell.rows:,} rows and "
             f"batch size {cell.expected_batch_size:,}."
         )
+
+
+def _cores(machine: Mapping[str, Any]) -> str:
+    """The cores, in words."""
+    return f"{machine['cores']} core{'' if machine['cores'] == 1 else 's'}"
+
+
+def _devices(machine: Mapping[str, Any]) -> str:
+    """The devices that JAX found, in words."""
+    words = []
+    for device in machine["devices"]:
+        kind = "" if device["kind"] == device["platform"] else f" ({device['kind']})"
+        words.append(f"{device['number']} {device['platform'].upper()}{kind}")
+    return " and ".join(words)
 
 
 def _speed(cell: StepTimes) -> float:

@@ -82,6 +82,27 @@ def test_a_timed_trainer_really_trains(model: dpads.models.Mlp, noise: str) -> N
     assert all(not np.array_equal(at_end[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
+def test_steps_in_jax_are_timed_to_their_end() -> None:
+    """Steps return before they are done; here each draws noise for millions of rows."""
+    import jax
+
+    large = dataclasses.replace(SCHEMA, buckets=10**6)
+    trainer = TimedTrainer(
+        MODEL,
+        large,
+        TrainingSettings(backend="jax", table_noise="dense"),
+        expected_batch_size=50,
+        num_examples=1000,
+        noise_multiplier=1.0,
+    )
+    assert trainer.seconds(list(islice(made_up_batches(large, 50), 2))) > 0
+    assert all(array.is_ready() for array in jax.live_arrays())
+    trainer._in_jax = False
+    trainer.seconds(list(islice(made_up_batches(large, 50), 2)))
+    assert not all(array.is_ready() for array in jax.live_arrays())
+
+
 def test_the_criteo_like_schema_shares_the_rows_out() -> None:
     assert sum(criteo_like(2600).table_rows.values()) == 2600
     with pytest.raises(ConfigError, match="at least 52 rows"):

@@ -148,7 +148,36 @@ def test_bench_says_what_to_expect(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_core_is_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_bench, "BENCH_SECONDS", 0.01)
     monkeypatch.setattr(benching, "available_cores", lambda: 1)
-    assert "; 1 core\n" in done("bench", "--rows", 52, "--batch-size", 8, "--hidden", 8)
+    text = done("bench", "--rows", 52, "--batch-size", 8, "--hidden", 8)
+    assert "; torch on 1 core\n" in text
+    assert re.search(r"^JAX found \d+ [A-Z]+", text, re.MULTILINE)
+
+
+def test_bench_does_without_jax_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli_bench, "BENCH_SECONDS", 0.01)
+    for name in [name for name in sys.modules if name.rpartition(".")[2].startswith("jax_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    size = ["--rows", 52, "--batch-size", 8, "--hidden", 8]
+    assert "JAX is not installed." in done("bench", *size)
+    assert json.loads(done("bench", *size, "--json"))["machine"]["devices"] == []
+    result = dpads_command("bench", *size, "--backend", "jax")
+    assert result.exit_code == 1
+    assert "Install it: pip install 'jax" in " ".join(result.stderr.split())
+
+
+@pytest.mark.slow
+def test_bench_measures_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_bench, "BENCH_SECONDS", 0.01)
+    size = ["--rows", 52, "--batch-size", 8, "--hidden", 8]
+    figures = json.loads(done("bench", *size, "--backend", "jax", "--json"))
+    assert figures["backend"] == "jax"
+    assert {"platform", "kind", "number"} == set(figures["machine"]["devices"][0])
+    assert figures["cells"][0]["private_ms"] > 0
+    assert figures["cells"][0]["memory_bytes"]["device"] > 0
+    assert "; jax on " in done("bench", *size, "--backend", "jax")
 
 
 @pytest.mark.parametrize(
