@@ -90,10 +90,9 @@ def shares_of(
 
 
 def bucket(count: int) -> int:
-    """The smallest size that fits: powers of two and one and a half times them."""
-    power = max(SMALLEST, 1 << max(0, math.ceil(math.log2(max(count, 1)))))
-    smaller = power // 4 * 3
-    return smaller if SMALLEST < power and count <= smaller else power
+    """The smallest size that fits, of eight from a power of two to the next."""
+    step = 1 << max(0, (max(count, SMALLEST) - 1).bit_length() - 4)
+    return -(-max(count, SMALLEST) // step) * step
 
 
 class Sizes:
@@ -105,22 +104,24 @@ class Sizes:
     def of(self, name: str, count: int) -> int:
         """The size for so many; where it has to grow, what chance may add later is kept free."""
         if count > self._sizes.get(name, 0):
-            self._sizes[name] = bucket(count + count // 8 + 4 * math.isqrt(count))
+            self._sizes[name] = bucket(count + count // 16 + 4 * math.isqrt(count))
         return max(self._sizes.get(name, 0), SMALLEST)
 
-    def chunks(self, count: int) -> int:
-        """The number of chunks for so many."""
-        self._sizes["chunks"] = max(self._sizes.get("chunks", 0), count)
-        return self._sizes["chunks"]
+    def most(self, name: str, count: int) -> int:
+        """The largest count so far: of what chance hardly changes."""
+        self._sizes[name] = max(self._sizes.get(name, 0), count)
+        return self._sizes[name]
 
 
 def examples_at_a_time(expected: int) -> int:
     """Examples that pass through a tower at a time: a public number.
 
-    Products of matrices of one shape give an example the same bits whatever stands beside it. A small batch
-    goes whole, with room for what chance adds to the number that is expected.
+    Products of matrices of one shape give an example the same bits whatever stands beside it. There is room
+    for what chance adds to the number that is expected, and little more.
     """
-    return min(MOST_AT_A_TIME, bucket(expected + 4 * math.isqrt(expected)))
+    most = expected + 4 * math.isqrt(expected)
+    chunks = -(-most // MOST_AT_A_TIME)
+    return max(SMALLEST, -(-most // (8 * max(chunks, 1))) * 8)
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,11 @@ class Loading:
         """
         share = self._share
         batch = share.batch
-        size = at_a_time * sizes.chunks(needs["chunks"])
+        size = at_a_time * sizes.most("chunks", needs["chunks"])
         units = size if self._of_unit is None else sizes.of("units", needs["units"])
         groups = None
         if share.groups is not None:
-            count = sizes.of("groups", needs["groups"])
+            count = sizes.most("groups", needs["groups"])
             groups = padded(share.groups.astype(np.int32), count + 1, int(share.groups[-1]))
         return (
             DeviceBatch(

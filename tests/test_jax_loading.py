@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import dpads
 from dpads.drawing import Piece
-from dpads.jax_batches import Sizes, bucket, repeated_pairs, shares_of
+from dpads.jax_batches import Sizes, bucket, examples_at_a_time, repeated_pairs, shares_of
 from dpads.jax_rows import Rows
 from dpads.kernels.lookup import Places
 from dpads.kernels.merge import merge_runs
@@ -156,4 +156,18 @@ def test_sizes_grow_and_never_shrink() -> None:
     assert found == sorted(found)
     assert found[2] >= 100
     assert found[-1] >= 113
-    assert [bucket(n) for n in (0, 1, 16, 17, 24, 25, 33)] == [16, 16, 16, 24, 24, 32, 48]
+    assert [bucket(n) for n in (0, 1, 16, 17, 24, 25, 33, 1000)] == [
+        16,
+        16,
+        16,
+        18,
+        24,
+        26,
+        36,
+        1024,
+    ]
+    for expected in (1, 60, 1024, 4096, 65536):
+        size = examples_at_a_time(expected)
+        batch = expected + 3 * expected**0.5
+        assert size <= 1024
+        assert batch <= -(-batch // size) * size <= 1.1 * batch + 32
