@@ -156,7 +156,10 @@ class Clip:
 
         found: TowerGradients = lax.map(some, jnp.arange(count))
         return TowerGradients(
-            *jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), tuple(found))
+            *jax.tree.map(
+                lambda values: values.reshape(values.shape[0] * values.shape[1], *values.shape[2:]),
+                tuple(found),
+            )
         )
 
 

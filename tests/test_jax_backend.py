@@ -196,3 +196,19 @@ def test_a_model_without_a_tower_in_jax_and_an_unknown_backend_are_refused(store
         trainer_of("jax", stores[False], Other())
     with pytest.raises(ConfigError, match=r'Unknown backend "jaxx"\. Did you mean "jax"\?'):
         trainer_of("jaxx", stores[False])
+
+
+def test_a_schema_without_numbers_in_several_chunks_is_clipped_as_in_torch() -> None:
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], buckets=9)
+    model, rng = dpads.models.Logistic().init(schema), np.random.default_rng(0)
+    batch = dpads.SparseBatch.from_arrays(
+        ids={"a": rng.integers(-1, 9, 2500)},
+        dense=np.empty((2500, 0), np.float32),
+        labels=rng.integers(0, 2, 2500),
+    )
+    both = [
+        dpads.clipped_gradients(model, batch, l2_clip_norm=0.3, backend=name)
+        for name in ("torch", "jax")
+    ]
+    np.testing.assert_allclose(both[0].norms, both[1].norms, rtol=1e-6)
+    np.testing.assert_allclose(both[0].tables["a"][1], both[1].tables["a"][1], rtol=1e-5)
