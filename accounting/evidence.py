@@ -332,7 +332,10 @@ EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
 """Code and tests behind each check, as torch runs them: the place to edit when either moves."""
 
 
-BY_BACKEND: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {"jax": JAX_EVIDENCE}
+BY_BACKEND: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
+    "jax": JAX_EVIDENCE,
+    "jax-gpu": JAX_EVIDENCE,
+}
 """What takes the place of that in a run on another backend than torch."""
 
 

@@ -35,7 +35,7 @@ class StatementInputs:
         created_at: Of the statement, UTC, ISO 8601, ending in Z.
         train_fingerprint: Keyed digest of the training rows. It is compared between the runs of a
             joint statement and printed nowhere.
-        backend: What ran the mechanism, such as "torch".
+        backend: What ran the mechanism: "torch", "jax" on processors, or "jax-gpu" and the like.
         run: What the run is called, where it stands among others.
         noise_seed_used: Whether noise_seed was set; it voids the claim.
         reference_trained: Whether a model was trained without noise on the same rows.

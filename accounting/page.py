@@ -62,6 +62,7 @@ _WORDS: Mapping[str, str] = {
     "gaussian_float32": "Gaussian in float32",
     "gaussian_float64": "Gaussian in float64",
     "jax": "JAX",
+    "jax-gpu": "JAX on a GPU",
     "pctr": "click-through rate",
     "pcvr": "conversion rate",
     "poisson": "Poisson",

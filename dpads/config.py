@@ -250,6 +250,11 @@ def _model(table: dict[str, Any]) -> Description:
         raise ConfigError('[model] needs "name".' + nearest("", REGISTRY))
     if name not in REGISTRY:
         raise ConfigError(f'model.name: unknown model "{name}".' + nearest(str(name), REGISTRY))
+    if not (REGISTRY[name].in_files or table):  # with keys it is of a run, and names its model
+        raise ConfigError(
+            f'[model] name = "{name}" is a model of your own, which no file describes. Train it from '
+            f"Python: dpads.train(store, model=dpads.models.from_{name}(...))."
+        )
     known = [item.name for item in dataclasses.fields(REGISTRY[name])]  # type: ignore[arg-type]
     for key in table:
         if key not in known:

@@ -29,6 +29,8 @@ PACKAGES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "jax": ("jax", "jaxlib", "optax"),
 }
 """Likewise of a backend alone."""
+PLATFORM: Final = "jax platform"
+"""What is kept among versions too: "cpu", "gpu" or "tpu"."""
 
 
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -59,7 +61,7 @@ class RunRecord:
         reference: whether a reference was trained without noise on the same rows.
         artifacts: SHA-256 of the released files by name.
         statement: facts that people supplied for the statement.
-        versions: of Python, dpads and the packages that decide the numbers.
+        versions: of Python, dpads and the packages that decide the numbers; where JAX trained, what it found.
         format: of the run folder.
     """
 
@@ -150,11 +152,18 @@ def versions(backend: str) -> dict[str, str]:
         backend: that trained it.
     """
     packages = (*PACKAGES, *PACKAGES_OF[backend])
-    return {
+    found = {
         "python": platform.python_version(),
         "dpads": dpads.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
     }
+    if backend == "jax":
+        from dpads.jax_devices import found_devices
+
+        kinds = found_devices()
+        found[PLATFORM] = kinds[0].platform
+        found["jax devices"] = ", ".join(f"{kind.number} {kind.kind}" for kind in kinds)
+    return found
 
 
 def parameters_of(model: Model) -> list[Buffer]:

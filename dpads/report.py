@@ -18,7 +18,7 @@ from dpads.accounting.statement import (
     make_statement,
 )
 from dpads.plan import Plan
-from dpads.record import RunRecord
+from dpads.record import PLATFORM, RunRecord
 from dpads.run_files import now
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ def build_joint_statement(
     return joint_statement(inputs, on_progress=on_progress)
 
 
+def _backend(record: RunRecord) -> str:
+    """What ran the mechanism: "torch", "jax" on processors, or "jax-gpu" and the like."""
+    backend, platform = str(record.settings["backend"]), record.versions.get(PLATFORM, "cpu")
+    return backend if platform == "cpu" else f"{backend}-{platform}"
+
+
 def _inputs(
     plan: Plan, record: RunRecord, ledger: Ledger, created_at: str, name: str | None
 ) -> StatementInputs:
@@ -107,7 +113,7 @@ def _inputs(
         versions=record.versions,
         created_at=created_at,
         train_fingerprint=record.train_fingerprint,
-        backend=str(record.settings["backend"]),
+        backend=_backend(record),
         run=name,
         noise_seed_used=record.settings["noise_seed"] is not None,
         reference_trained=record.reference,

@@ -27,6 +27,8 @@ ENVIRONMENT = (
     "NUMBA_CPU_NAME",
     "NUMBA_CPU_FEATURES",
 )
+# Likewise XLA.
+XLA_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def run_identity(
@@ -72,12 +74,12 @@ def run_identity(
 
 def jax_facts() -> dict[str, Any]:
     """What decides which programs JAX compiles, and so the last bits of sums."""
-    import jax
+    from dpads.jax_devices import compiler_facts
 
     return {
         "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
-        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-        "flags": os.environ.get("XLA_FLAGS"),
+        **compiler_facts(),
+        "flags": {name: os.environ.get(name) for name in XLA_ENVIRONMENT},
     }
 
 

@@ -367,6 +367,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "human": EVERYTHING,
     },
     "trained in JAX": {"backend": "jax"},
+    "trained on a GPU": {"backend": "jax-gpu"},
+    "trained on a GPU, resumed": {"backend": "jax-gpu", "replayed": 3},
     "a user's function": IN_JAX,
     "a user's function, signed": {**IN_JAX, "human": EVERYTHING},
     "started from a run without noise": {
@@ -455,7 +457,7 @@ JOINT: dict[str, list[dict[str, Any]]] = {
 STATEMENTS = (*RUNS, *JOINT)
 NO_CLAIM = (
     "no noise", "fixed seed", "user without column", "started from a run without noise",
-    "audit above the claim", "two, one seeded",
+    "audit above the claim", "two, one seeded", "trained on a GPU, resumed",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from small_runs import SMALL, kinds, stop_at
 import dpads
 from dpads import training
 from dpads.errors import ConfigError, MissingDependencyError
+from dpads.report import build_statement
 from dpads.run_training import train_config
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +55,30 @@ def test_a_session_from_logs_to_a_statement(folder: Path, tmp_path: Path) -> Non
     statement = json.loads(done("statement", run, "--format", "json"))
     assert statement["claim_level"] == "formal"
     assert statement["mechanism"]["backend"] == "jax"
-    assert {"jax", "jaxlib", "optax"} <= set(statement["transparency"]["versions"])
+    versions = statement["transparency"]["versions"]
+    assert {"jax", "jaxlib", "optax", "jax devices"} <= set(versions)
+    assert versions["jax platform"] == "cpu"
     assert loaded.record.settings["backend"] == "jax"
     assert tomllib.loads((run / "config.toml").read_text())["training"]["backend"] == "jax"
     assert kinds(loaded.ledger)[:2] == ["training", "training_finished"]
     done("verify", run)
     assert "auc" in done("evaluate", run, folder / "test.parquet")
     done("verify", run)
+
+
+def test_a_statement_tells_processors_from_other_devices(folder: Path) -> None:
+    run = dpads.Run.load(folder / "run")
+    on_gpu = {**run.record.versions, "jax platform": "gpu"}
+    record = dataclasses.replace(run.record, versions=on_gpu)
+    for one, backend in ((run.record, "jax"), (record, "jax-gpu")):
+        data = build_statement(run.plan, one, run.ledger, created_at=one.created_at).data
+        assert data["mechanism"]["backend"] == backend
+
+
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_no_file_describes_a_model_of_ones_own(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"from Python: .*dpads\.models\.from_{name}"):
+        dpads.config.load_config(folder / "config.toml", [f"model.name={name}"])
 
 
 def test_the_configuration_names_the_backends(folder: Path) -> None:

@@ -322,6 +322,23 @@ def test_a_backend_has_code_and_tests_of_its_own() -> None:
     assert check_of(both, "noise.generator")["note"].startswith('In run 2 ("b"): ')
 
 
+def test_what_runs_elsewhere_than_the_tests_is_said() -> None:
+    gpu = statement_of("trained on a GPU")
+    assert gpu.claim_level is ClaimLevel.FORMAL
+    assert check_of(gpu, "clipping.rounding")["note"].startswith("A GPU ran it; the tests behind")
+    assert "ChaCha20" in check_of(gpu, "noise.generator")["note"]
+    assert "JAX on a GPU" in gpu.to_html()
+    # its sums may come out otherwise when an iteration is run again
+    resumed = statement_of("trained on a GPU, resumed")
+    assert resumed.claim_level is ClaimLevel.NONE
+    assert check_of(resumed, "iterations.all_counted")["result"] == "unknown"
+    assert make_statement(run_inputs(backend="jax", replayed=3)).claim_level is ClaimLevel.FORMAL
+    # float64, on which the bounds of rounding stand, is another there
+    tpu = make_statement(run_inputs(backend="jax-tpu"))
+    assert tpu.claim_level is ClaimLevel.NONE
+    assert check_of(tpu, "clipping.rounding")["result"] == "unknown"
+
+
 def test_the_backend_cannot_be_left_out() -> None:
     data = copy.deepcopy(dict(statement_of("trained in JAX").data))
     del data["mechanism"]["backend"]
