@@ -18,20 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import peers_steps
-from steps import BLOCK, DIM, WARM_TURNS, batches, len_cores, peak_gb
+from steps import DIM, batches, len_cores
+from turns import Variant, over, result_of, take_turns
+from turns import serve as serve_turns
 
 HERE: Final = Path(__file__).parent
 # The last cell is for Opacus' hooks alone, which fit into no other.
@@ -49,8 +45,6 @@ VARIANTS: Final = (
 )
 HOOKS_LIMIT: Final = 12e9  # bytes
 JAX_LIMIT: Final = 10e9  # bytes written a step: at 1e10 a step takes some seconds
-SLOW_MS, SLOW_TURNS = 1000.0, 3
-
 HEADER: Final = (
     "| rows | batch | variant | ms a step | times dpads | examples a second | peak memory, GB |"
 )
@@ -68,72 +62,6 @@ def left_out(variant: str, rows: int, size: int, peer_python: str | None) -> str
     return None
 
 
-class Variant:
-    """One variant of a cell, in a process that computes when it is told to.
-
-    Args:
-        name: one of `VARIANTS`.
-        rows: of all tables.
-        size: examples in a batch.
-        python: the interpreter to run.
-
-    Attributes:
-        times: milliseconds per step, by turn.
-        peak_gb: of the process, so far.
-        failure: why it ended; None while it runs.
-    """
-
-    def __init__(self, name: str, rows: int, size: int, python: str) -> None:
-        import dpads
-
-        self.name = name
-        self.times: dict[int, float] = {}
-        self.peak_gb = 0.0
-        self.packages: list[str] = []
-        self.failure: str | None = None
-        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as this)
-        sources = str(Path(dpads.__file__).parents[1])  # another environment has no dpads
-        path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [python, __file__, "--variant", name, "--cells", f"{rows}x{size}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        first = self._ask(0, 2)  # compiles, and says whether a step takes seconds
-        self.slow = first is not None and first > SLOW_MS
-
-    def turn(self, turn: int, measured: bool) -> None:
-        """Takes the steps of one turn."""
-        time_of_step = self._ask(turn, 1 if self.slow else BLOCK)
-        if measured and time_of_step is not None:
-            self.times[turn] = time_of_step
-
-    def _ask(self, turn: int, steps: int) -> float | None:
-        """Milliseconds per step; None if the process has ended."""
-        if self.failure is not None:
-            return None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(turn, steps, file=self._process.stdin, flush=True)
-        line = next((text for text in self._process.stdout if text.startswith("{")), None)
-        if line is None:
-            self._errors.seek(0)
-            last = (self._errors.read().strip() or "no message").splitlines()[-1]
-            self.failure = f"its process ended with status {self._process.wait()}: {last}"
-            return None
-        reply = json.loads(line)
-        self.peak_gb, self.packages = reply["peak_gb"], reply["packages"]
-        return float(reply["ms"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-        self._errors.close()
-
-
 def serve(variant: str, rows: int, size: int) -> None:
     """A variant's process: takes the turns that it reads, and prints the milliseconds per step."""
     step = {
@@ -145,47 +73,26 @@ def serve(variant: str, rows: int, size: int) -> None:
         JAX: lambda: peers_steps.jax_privacy(rows, size),
     }[variant]()
     names = ("jax_privacy", "jax") if variant == JAX else ("torch", "numba", "opacus")
-    packages = [f"{name} {version(name)}" for name in names]
-    for line in sys.stdin:
-        turn, steps = map(int, line.split())
-        block = list(islice(batches(rows, size, seed=turn), steps))
-        if steps > 1:
-            # the first step of a block meets the caches that other variants left
-            step(block.pop(0))
-        begin = time.perf_counter()
-        for batch in block:
-            step(batch)
-        ms = 1e3 * (time.perf_counter() - begin) / len(block)
-        print(json.dumps({"ms": ms, "peak_gb": peak_gb(), "packages": packages}), flush=True)
+    serve_turns(step, lambda turn: batches(rows, size, seed=turn), names)
 
 
 def measure(rows: int, size: int, turns: int, peer_python: str | None) -> dict[str, Any]:
     """One cell."""
     reasons = {name: left_out(name, rows, size, peer_python) for name in VARIANTS}
+    interpreters = {JAX: peer_python or sys.executable}
+    what = ("--cells", f"{rows}x{size}", "--variant")
     variants = [
-        Variant(name, rows, size, peer_python if name == JAX and peer_python else sys.executable)
+        Variant(name, [interpreters.get(name, sys.executable), __file__, *what, name])
         for name in VARIANTS
         if reasons[name] is None
     ]
-    slow_turns = {WARM_TURNS + round(i * (turns - 1) / (SLOW_TURNS - 1)) for i in range(SLOW_TURNS)}
-    for turn in range(WARM_TURNS + turns):
-        for variant in variants if turn % 2 else variants[::-1]:
-            if not variant.slow or turn in slow_turns:
-                variant.turn(turn + 1, turn >= WARM_TURNS)
-    for variant in variants:
-        variant.close()
-        reasons[variant.name] = variant.failure
+    take_turns(variants, turns)
+    reasons |= {variant.name: variant.failure for variant in variants}
     base = variants[0].times
     results = {}
     for variant in variants:
         if variant.failure is None:
-            results[variant.name] = {
-                "steps_measured": len(variant.times) * (1 if variant.slow else BLOCK - 1),
-                "median_ms": statistics.median(variant.times.values()),
-                "minimum_ms": min(variant.times.values()),
-                "over_dpads": statistics.median(t / base[k] for k, t in variant.times.items()),
-                "peak_gb": variant.peak_gb,
-            }
+            results[variant.name] = {**result_of(variant), "over_dpads": over(variant, base)}
     return {
         "rows": rows,
         "batch": size,

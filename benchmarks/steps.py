@@ -68,10 +68,14 @@ class Feed:
 
     def __init__(self, schema: Any) -> None:
         self.schema, self.num_examples, self.fingerprint = schema, EXAMPLES, "made up"
+        self.part = (0, 1)
         self.batch: Any = None
 
     def check_labels(self) -> None:
         """Made-up batches have labels."""
+
+    def border_users(self) -> None:
+        """They have no users."""
 
     def read(self, rows: Any) -> Any:
         """As many examples as a Poisson batch has; the made-up ones again where it has more."""
@@ -84,10 +88,16 @@ class Feed:
         )
 
 
-def dpads_step(
-    rows: int, size: int, tower: str, noise: float, turns: int, table_noise: str = "lazy"
-) -> Callable[[Any], None]:
-    """One iteration of `Trainer`, private or not."""
+def trainer_of(
+    rows: int,
+    size: int,
+    tower: str,
+    noise: float,
+    turns: int,
+    table_noise: str = "lazy",
+    backend: str = "torch",
+) -> tuple[Any, Feed]:
+    """A `Trainer`, private or not, and what it reads."""
     import dpads
     from dpads.accounting.ledger import Ledger
     from dpads.plan import PrivacySpec, resolve
@@ -108,8 +118,15 @@ def dpads_step(
     )
     feed = Feed(schema)
     model = dpads.models.Mlp(embedding_dim=DIM, hidden=TOWERS[tower])
-    settings = TrainingSettings(table_noise=table_noise)
-    trainer = Trainer(feed, model, plan, settings, Performance(), Ledger())  # type: ignore[arg-type]
+    settings = TrainingSettings(table_noise=table_noise, backend=backend)
+    return Trainer(feed, model, plan, settings, Performance(), Ledger()), feed  # type: ignore[arg-type]
+
+
+def dpads_step(
+    rows: int, size: int, tower: str, noise: float, turns: int, table_noise: str = "lazy"
+) -> Callable[[Any], None]:
+    """One iteration of `Trainer`, private or not."""
+    trainer, feed = trainer_of(rows, size, tower, noise, turns, table_noise)
 
     def step(batch: Any) -> None:
         feed.batch = batch
