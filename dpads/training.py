@@ -117,6 +117,7 @@ class Trainer:
         self._saves = 0
         self._whole = True  # whether no iteration was cut off half-way
         self._hosts = hosts = hosts_of(settings.backend)
+        check_part(store, hosts)
         self._keeps = bool(hosts.of_first(b"" if self._folder is None else b"kept"))
         self._master = master = hosts.of_first(master)
         start = self._start
@@ -154,7 +155,6 @@ class Trainer:
         if start is not None:
             start.put_into(model)
         self._backend = _backend_of(model, mechanics, hosts)
-        check_part(store, hosts)
         units = units_of(store, plan.privacy)
         self._batches = BatchSource(
             units,

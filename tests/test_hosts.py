@@ -12,14 +12,17 @@ import polars as pl
 import pytest
 
 import dpads
+from dpads import training
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import Release
 from dpads.checkpoint import Checkpoint
 from dpads.errors import ConfigError, RunError, StoreError
 from dpads.hosts import ALONE, Hosts
 from dpads.noise import RunKeys
+from dpads.plan import resolve
 from dpads.private_sums import UnitVectors, noisy_sum
 from dpads.run_hosts import shared_ledger
+from dpads.training import Performance, Trainer, TrainingSettings
 from dpads.training_hosts import (
     check_one_model,
     check_part,
@@ -229,6 +232,27 @@ def test_every_process_has_its_own_part(store: Path) -> None:
         check_part(dpads.ExampleStore.open(store), hosts)
 
     assert all(isinstance(error, StoreError) for error in together(2, whole))
+
+
+def test_a_trainer_begins_with_that_check(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = resolve(
+        dpads.PrivacySpec(noise_multiplier=1.0, delta=1e-6, sampling_prob=0.1, iterations=2),
+        expected_batch_size=4,
+        epochs=None,
+        l2_clip_norm=1.0,
+    )
+    mine = threading.local()
+    monkeypatch.setattr(training, "hosts_of", lambda _: mine.hosts)
+
+    def work(hosts: Hosts) -> None:
+        mine.hosts = hosts
+        rows = dpads.ExampleStore.open(store)  # all of them, in both
+        settings = TrainingSettings(backend="jax")
+        Trainer(rows, dpads.models.Logistic(), plan, settings, Performance(), Ledger())
+
+    for error in together(2, work):
+        assert isinstance(error, StoreError)
+        assert "expected the shards of process" in str(error)
 
 
 def test_a_user_in_two_processes_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from dpads import training
 from dpads.accounting.ledger import Ledger
 from dpads.errors import CheckpointError, ConfigError
 from dpads.plan import Plan, resolve
+from dpads.release_stages import ReleaseStages
+from dpads.selection import Selection
 from dpads.training import Performance, Trainer, TrainingSettings
 
 ROWS = 900
@@ -154,6 +156,22 @@ def test_dense_noise_and_pieces_of_batches_are_those_of_torch(stores: Any) -> No
     pieces = Performance(physical_batch_size=25)
     whole = trained("jax", stores[False])
     alike(whole, trained("jax", stores[False], performance=pieces), 3e-6)
+
+
+@pytest.mark.parametrize("table_noise", [pytest.param("lazy", marks=pytest.mark.slow), "dense"])
+def test_rows_that_are_not_selected_stay_zero_as_in_torch(
+    stores: Any, monkeypatch: pytest.MonkeyPatch, table_noise: str
+) -> None:
+    rng = np.random.default_rng(0)
+    some = Selection(
+        {name: rng.random(rows) < 0.5 for name, rows in schema_of().table_rows.items()}
+    )
+    monkeypatch.setattr(ReleaseStages, "begin", lambda *_: some)
+    both = [trained(name, stores[False], table_noise=table_noise) for name in ("torch", "jax")]
+    alike(*both)
+    for name, rows in some.tables.items():
+        assert not both[1][f"tables.{name}"][~rows].any()
+        assert both[1][f"tables.{name}"][rows].all()
 
 
 def test_a_resumed_run_ends_with_the_same_parameters(stores: Any, tmp_path: Path) -> None:
