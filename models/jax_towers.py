@@ -20,12 +20,12 @@ from dpads.models.jax_layers import (
     mlp_layers,
 )
 from dpads.models.jax_losses import JaxTargets, example_losses, loss_gradients
+from dpads.models.jax_whole import FactorsOf, Rows, WholeSums, clip_chunks
 from dpads.models.layout import Layout
 from dpads.schema import Task
 
 Values: TypeAlias = Mapping[str, jax.Array]
 Forward: TypeAlias = Callable[[Values, jax.Array], jax.Array]
-FactorsOf: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class TowerGradients(NamedTuple):
@@ -40,20 +40,6 @@ class TowerGradients(NamedTuple):
     factors: dict[str, LayerFactors]
 
 
-class WholeSums(NamedTuple):
-    """What became of the gradients that are no layer's.
-
-    Attributes:
-        squares: float64[U], squared norms over all parameters.
-        parts: float64[U], sums of the norms of parts that may cancel.
-        sums: {parameter: float64}, sums of clipped gradients.
-    """
-
-    squares: jax.Array
-    parts: jax.Array
-    sums: dict[str, jax.Array]
-
-
 @dataclass(frozen=True)
 class JaxTower:
     """A tower whose parameters are all of linear layers; pure functions, no state.
@@ -62,11 +48,13 @@ class JaxTower:
         forward: (parameters, features float32[B, width]) -> logits float32[B]; its layers are `linear`'s.
         linears: layers whose gradients stay in factors, in the order of the torch tower's.
         task: which loss.
+        chunk: examples whose gradients stand in memory whole, where some parameters are no layer's.
     """
 
     forward: Forward
     linears: tuple[JaxLinear, ...]
     task: Task
+    chunk: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -81,9 +69,9 @@ class JaxTower:
 
     def additions(self, examples: int) -> float:
         """Additions in turn behind any number of the tower's clipped sums over so many examples, at most."""
-        return max(
-            (jax_linear.additions(examples, layer.positions) for layer in self.linears), default=0.0
-        )
+        of_chunks = self.chunk + examples / self.chunk + 2.0 if self.whole else 0.0
+        of_layers = (jax_linear.additions(examples, layer.positions) for layer in self.linears)
+        return max(of_chunks, *of_layers, 0.0)
 
     def logits(self, params: Values, features: jax.Array) -> jax.Array:
         """Logits, [B]."""
@@ -150,10 +138,20 @@ class JaxTower:
             factors_of: (squares float64[k], parts float64[k]) -> clip factors float32[k].
 
         Returns:
-            Squares and parts with these parameters, and their sums of clipped gradients.
+            Squares and parts with these parameters, and their sums of clipped gradients: of the very vectors
+            that were measured.
         """
-        del params, features, targets, units, factors_of
-        return WholeSums(squares, parts, {})
+        if not self.whole:
+            return WholeSums(squares, parts, {})
+        rows = Rows(features, targets.labels, targets.weights, targets.exposure)
+
+        def gradients(rows: Rows) -> dict[str, jax.Array]:
+            target = JaxTargets(*rows[1:], offset=targets.offset)
+            return self.whole_gradients(params, rows.features, target)
+
+        zeros = {name: jnp.zeros(self.shapes[name], jnp.float64) for name in self.whole}
+        others = WholeSums(squares, parts, zeros)
+        return clip_chunks(gradients, rows, units, others, self.chunk, factors_of)
 
     def whole_gradients(
         self, params: Values, features: jax.Array, targets: JaxTargets

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from dpads.errors import ConfigError
 from dpads.models.jax_layers import JaxLinear, Parameters, linear
 from dpads.models.jax_losses import JaxTargets, loss_gradients
-from dpads.models.jax_towers import FactorsOf, JaxTower, Values, WholeSums
-from dpads.models.jax_whole import Rows, chunk_of, clip_chunks
+from dpads.models.jax_towers import JaxTower, Values
+from dpads.models.jax_whole import Rows, chunk_of
 from dpads.models.layout import Layout
 from dpads.schema import Task
 
@@ -31,55 +31,22 @@ UserFunction: TypeAlias = Callable[[Values, Mapping[str, jax.Array], jax.Array],
 OneExample: TypeAlias = Callable[[Values, jax.Array], jax.Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UserTower(JaxTower):
     """The tower of a function of one example.
 
     Attributes:
         one: (parameters, features float32[width]) -> logit float32[].
         sizes: shapes of all parameters by name, in order.
-        chunk: examples whose gradients stand in memory whole, where some do.
     """
 
     one: OneExample
     sizes: Mapping[str, tuple[int, ...]]
-    chunk: int
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters by name, in order."""
         return dict(self.sizes)
-
-    def additions(self, examples: int) -> float:
-        """Likewise, chunks of examples included."""
-        of_chunks = self.chunk + examples / self.chunk + 2.0 if self.whole else 0.0
-        return max(super().additions(examples), of_chunks)
-
-    def clip_whole(
-        self,
-        params: Values,
-        features: jax.Array,
-        targets: JaxTargets,
-        units: jax.Array | None,
-        squares: jax.Array,
-        parts: jax.Array,
-        factors_of: FactorsOf,
-    ) -> WholeSums:
-        """Clips and sums the gradients by the parameters of `whole`, a chunk of examples at a time.
-
-        What is summed is the very vector that was measured.
-        """
-        if not self.whole:
-            return WholeSums(squares, parts, {})
-        rows = Rows(features, targets.labels, targets.weights, targets.exposure)
-
-        def gradients(rows: Rows) -> dict[str, jax.Array]:
-            target = JaxTargets(*rows[1:], offset=targets.offset)
-            return self.whole_gradients(params, rows.features, target)
-
-        zeros = {name: jnp.zeros(self.sizes[name], jnp.float64) for name in self.whole}
-        others = WholeSums(squares, parts, zeros)
-        return clip_chunks(gradients, rows, units, others, self.chunk, factors_of)
 
     def whole_gradients(
         self, params: Values, features: jax.Array, targets: JaxTargets
@@ -154,7 +121,7 @@ def user_tower(
     linears = find_layers(one, sizes, layout.width)
     own = {name for layer in linears for name in layer.shapes}
     size = sum(int(np.prod(shape)) for name, shape in sizes.items() if name not in own)
-    return UserTower(forward, linears, task, one, sizes, chunk_of(size))
+    return UserTower(forward, linears, task, chunk_of(size), one=one, sizes=sizes)
 
 
 class _Watched(Parameters):

@@ -10,17 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 from jax import lax
 from jax import numpy as jnp
 
-from dpads.models.jax_towers import FactorsOf, WholeSums
-
 WHOLE_BYTES = 1 << 26  # of a chunk's gradients and what is made of them
 LARGEST_CHUNK = 256  # examples
 BYTES_PER_NUMBER = 20  # of a chunk: float32, float64, and the float64 sum by unit
+FactorsOf: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class WholeSums(NamedTuple):
+    """What became of the gradients that are no layer's.
+
+    Attributes:
+        squares: float64[U], squared norms over all parameters.
+        parts: float64[U], sums of the norms of parts that may cancel.
+        sums: {parameter: float64}, sums of clipped gradients.
+    """
+
+    squares: jax.Array
+    parts: jax.Array
+    sums: dict[str, jax.Array]
 
 
 class Rows(NamedTuple):
