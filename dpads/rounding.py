@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dpads.errors import ConfigError
+from dpads.kernels.clip import MEAN_GROUP
 from dpads.kernels.partial_sums import ROW_ADDITIONS
 from dpads.models.base import Tower
 
@@ -20,6 +21,8 @@ LARGEST_ROUNDING = 2.0**-12
 # Units whose parts cancel are clipped by their norm where the parts add up to at most 4,096 times as much, as
 # far as the rounding of a batch allows; 16 times as much at least.
 LOWEST_FLOOR, HIGHEST_FLOOR = 2.0**-12, 2.0**-4
+# Pieces of a batch, whose sums are added: a batch that does not fit at once has so many at most.
+MOST_PIECES = 1024
 # (units of a batch) -> additions in turn behind any number of the sums over the tower's gradients, at most
 Additions = Callable[[int], float]
 
@@ -40,14 +43,14 @@ def rounding_of(additions: float, units: int, floor: float) -> float:
     """How far rounding moves a sum over a batch when a unit joins or leaves, at most, in clip norms.
 
     The sums with the unit and without it err so much each. Sums over a table's rows have additions of their
-    own, of which there are as many whatever the number of places that read a row.
+    own, as many whatever the number of places that read a row. To both come those of pieces of a batch.
 
     Args:
         additions: behind any number of the tower's sums.
         units: in a batch.
         floor: of `kernels.clip.clip_factors`; 1 where no parts cancel.
     """
-    return 2.0 * max(additions, ROW_ADDITIONS) * 2.0**-53 * units / floor
+    return 2.0 * (max(additions, ROW_ADDITIONS) + MOST_PIECES) * 2.0**-53 * units / floor
 
 
 def cancellation_floor(
@@ -90,3 +93,26 @@ def cancellation_floor(
             break
         floor *= 2.0
     return floor
+
+
+def check_pieces(units: int, rows_per_unit: int, physical_batch_size: int) -> None:
+    """Refuses batches in more pieces than the bound on rounding counts.
+
+    Args:
+        units: in a batch, expected.
+        rows_per_unit: at most.
+        physical_batch_size: examples in a piece, at most; a piece has one group of units at least.
+
+    Raises:
+        ConfigError: pieces would be too many.
+    """
+    examples = units * rows_per_unit
+    groups = units if rows_per_unit > 1 else -(-units // MEAN_GROUP)
+    # two pieces that follow each other do not fit into one; a third is left for what chance adds to a batch
+    least = 3 * examples // MOST_PIECES
+    if physical_batch_size < least and groups > MOST_PIECES // 2:
+        raise ConfigError(
+            f"Expected physical_batch_size to be at least {least:,} for batches of {examples:,} examples, "
+            f"got {physical_batch_size:,}: rounding in sums over more pieces is not covered by the slack of "
+            "the sensitivity. Raise it, or lower training.expected_batch_size."
+        )

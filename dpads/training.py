@@ -26,6 +26,7 @@ from dpads.noise import RunKeys
 from dpads.plan import Plan
 from dpads.release_stages import ReleaseStages
 from dpads.resources import check_memory, estimate_memory
+from dpads.rounding import check_pieces
 from dpads.sampling import Grouping, sampler_of
 from dpads.selection import Selection
 from dpads.store import ExampleStore
@@ -141,6 +142,12 @@ class Trainer:
                 counted=plan.release("selection") is not None,
             )
         )
+        if performance.physical_batch_size is not None and mechanics.noise_stddev > 0:
+            check_pieces(
+                mechanism.expected_batch_size,
+                plan.privacy.rows_per_unit,
+                performance.physical_batch_size,
+            )
         model = description.init(
             store.schema,
             seed=settings.init_seed,
@@ -155,12 +162,16 @@ class Trainer:
         if start is not None:
             start.put_into(model)
         self._backend = _backend_of(model, mechanics, hosts)
+        if performance.physical_batch_size is not None:
+            self._backend.check_pieces()
         units = units_of(store, plan.privacy)
         self._batches = BatchSource(
             units,
             model,
             sampler_of(mechanism, keys),
-            Grouping.for_batches_of(mechanics.divisor / hosts.count, keys.key("grouping")),
+            Grouping.for_batches_of(
+                mechanics.divisor / hosts.count, keys.key("grouping", *own_label(hosts))
+            ),
             performance.physical_batch_size,
             *first_of(units.number, hosts),
         )

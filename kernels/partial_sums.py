@@ -15,9 +15,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 SUMMED_AT_A_TIME = 1024
-LEVELS = 2  # of partial sums: batches have fewer than 2^31 places
-# Additions in turn behind a row's sum, at most: 2^31 places are 2^11 sums of 2^10 sums of 2^10.
-ROW_ADDITIONS = 4 * SUMMED_AT_A_TIME
+LEVELS = 2  # of partial sums: all places that fit into a memory are fewer than 2^30
+# Additions in turn behind a row's sum, at most, a batch read whole: 2^10 sums of 2^10 sums of 2^10 places.
+ROW_ADDITIONS = 3 * SUMMED_AT_A_TIME
 
 
 class PartialSums(NamedTuple):

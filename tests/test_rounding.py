@@ -19,6 +19,7 @@ from dpads.kernels import clip, jax_linear, jax_ops
 from dpads.kernels.merge import SortedPlaces, merge_runs
 from dpads.kernels.partial_sums import ROW_ADDITIONS, SUMMED_AT_A_TIME, partial_sums
 from dpads.plan import resolve
+from dpads.store import ExampleStore
 from dpads.training import Performance, Trainer, TrainingSettings
 
 UNIT = 2.0**-53
@@ -119,7 +120,7 @@ def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
         for additions in (None, lambda n: tower.additions(n) + 4096.0):
             floor = rounding.cancellation_floor(model.tower, units, 1, additions)
             own = (additions or rounding.chunk_additions(model.tower, 1))(units)
-            for terms in (ROW_ADDITIONS, own):
+            for terms in (ROW_ADDITIONS + rounding.MOST_PIECES, own + rounding.MOST_PIECES):
                 moves = 2.0 * terms * UNIT * units / floor  # the sum with a unit, and without
                 assert moves <= 2.0**-12
     with pytest.raises(dpads.errors.ConfigError, match="at most 16,777,216 units"):
@@ -185,3 +186,36 @@ def test_a_unit_whose_parts_cancel_is_clipped_by_its_parts_where_rounding_asks_f
     # noise moves a row by 0.01 / 40; at the highest floor a unit counts as 2 * 1000.5 / 16 at least
     assert found["low"] == pytest.approx(0.5, abs=0.003)
     assert found["high"] == pytest.approx(0.5 * 16 / 2001, abs=0.003)
+
+
+def test_batches_in_too_many_pieces_are_refused() -> None:
+    assert ROW_ADDITIONS + rounding.MOST_PIECES == 4096
+    rounding.check_pieces(40, 1, 1)
+    rounding.check_pieces(36_000, 1, 1)  # pieces have a group of 72 at least
+    rounding.check_pieces(65_536, 1, 192)
+    rounding.check_pieces(512, 8, 1)
+    with pytest.raises(
+        dpads.errors.ConfigError, match=r"at least 192 for batches of 65,536 .* got 191"
+    ):
+        rounding.check_pieces(65_536, 1, 191)
+    with pytest.raises(dpads.errors.ConfigError, match=r"at least 48 for batches of 16,384"):
+        rounding.check_pieces(4096, 4, 47)
+
+
+def test_a_private_run_in_too_many_pieces_is_refused(train_store: ExampleStore) -> None:
+    def train(noise: float) -> None:
+        spec = dpads.PrivacySpec(
+            noise_multiplier=noise, delta=1e-6, sampling_prob=0.1, iterations=1
+        )
+        dpads.train(
+            train_store,
+            model=dpads.models.Logistic(),
+            privacy=spec,
+            l2_clip_norm=1.0 if noise else math.inf,
+            expected_batch_size=60_000,
+            performance=Performance(physical_batch_size=10),
+        )
+
+    train(0.0)
+    with pytest.raises(dpads.errors.ConfigError, match="physical_batch_size to be at least 175"):
+        train(1.0)
