@@ -71,7 +71,8 @@ _TRIED: Mapping[str, str] = {
 _ON_DEVICES = (
     "Coins, initial rows and sums beside training are drawn on the host, by compiled NumPy code; the "
     "noise of training where JAX trains, which makes float32 normals of the same ChaCha20 words, in "
-    "float32 arithmetic."
+    "float32 arithmetic. Several processes of one run send each other the key and sums without noise, not "
+    "encrypted: whoever reads their network is told what the guarantee hides."
 )
 """Which code draws, where JAX trains."""
 

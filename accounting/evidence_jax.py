@@ -12,6 +12,10 @@ _NOISE = "tests/test_jax_kernels_noise.py"
 _TOWERS = "tests/test_jax_towers.py"
 _USERS = "tests/test_jax_user_tower.py"
 _REFUSALS = "tests/test_jax_user_refusals.py"
+_PROCESSES = "tests/test_many_processes.py"
+_HOSTS = "tests/test_hosts.py"
+_LOADING = "tests/test_jax_loading.py"
+_ONE_RUN = (_TEST, f"{_PROCESSES}::test_two_processes_of_two_devices_are_one_run")
 
 JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "sampling.any_batch_size": (
@@ -22,6 +26,9 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             "tests/test_random.py::test_every_unit_joins_with_the_sampling_probability_independently",
         ),
         (_TEST, f"{_MECHANISM}::test_batches_of_any_size_are_those_of_torch"),
+        (_TEST, "tests/test_random.py::test_shards_draw_the_coins_of_their_own_units"),
+        (_TEST, f"{_LOADING}::test_a_batch_is_cut_into_whole_units_in_order"),
+        (_TEST, f"{_PROCESSES}::test_any_number_of_processes_is_one_run"),
         (_TEST, f"{_KERNELS}::test_padding_changes_no_bit"),
     ),
     "clipping.joint_norm": (
@@ -34,6 +41,8 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
         (_TEST, f"{_BACKEND}::test_jax_is_torch"),
         (_TEST, f"{_BACKEND}::test_jax_is_torch_for_counts_and_users"),
+        (_TEST, f"{_HOSTS}::test_a_user_in_two_processes_is_refused"),
+        _ONE_RUN,
     ),
     "clipping.rounding": (
         (_CODE, "accounting/events.py::SENSITIVITY_SLACK"),
@@ -46,6 +55,8 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, f"{_KERNELS}::test_rounding_in_groups_stays_within_the_slack"),
         (_TEST, f"{_KERNELS}::test_units_whose_parts_cancel_are_clipped_by_their_parts"),
         (_TEST, f"{_KERNELS}::test_nothing_is_certified_in_32_bits"),
+        (_TEST, "tests/test_jax_precision.py::test_no_setting_of_the_users_makes_sums_coarser"),
+        (_TEST, f"{_LOADING}::test_a_unit_more_changes_no_other_devices_groups"),
         (_TEST, f"{_NOISE}::test_a_gradient_and_its_noise_are_rounded_once"),
         (_TEST, "tests/accounting/test_events.py::test_dp_sgd_event_has_the_sensitivity_slack"),
     ),
@@ -60,7 +71,7 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "model.no_cross_example_ops": (
         (_CODE, "models/jax_towers.py::JaxTower"),
         (_CODE, "models/jax_user_tower.py::UserTower"),
-        (_CODE, "models/jax_user_checks.py::program_of"),
+        (_CODE, "models/jax_user_checks.py::check_program"),
         (_CODE, "models/jax_user_checks.py::check_function"),
         (_TEST, f"{_TOWERS}::test_an_examples_bits_are_its_own"),
         (_TEST, f"{_REFUSALS}::test_a_function_of_the_batch_is_refused"),
@@ -84,6 +95,8 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             f"{_NOISE}::test_lazy_noise_and_gradients_reach_a_row_as_in_the_dense_reference",
         ),
         (_TEST, f"{_BACKEND}::test_jax_is_torch"),
+        (_TEST, f"{_BACKEND}::test_rows_that_are_not_selected_stay_zero_as_in_torch"),
+        _ONE_RUN,
     ),
     "noise.never_reused": (
         (_CODE, "dpads/noise.py::RunKeys"),
@@ -113,6 +126,12 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "dpads/checkpoint.py::CheckpointFolder"),
         (_TEST, "tests/test_training.py::test_resuming_with_other_settings_is_refused_by_name"),
         (_TEST, f"{_BACKEND}::test_a_resumed_run_ends_with_the_same_parameters"),
+        (_TEST, f"{_HOSTS}::test_nobody_goes_on_before_entries_and_checkpoints_are_durable"),
+        (_TEST, f"{_HOSTS}::test_keys_are_bound_to_one_identity"),
+        (
+            _TEST,
+            f"{_PROCESSES}::test_a_process_that_dies_stops_the_others_and_the_run_goes_on",
+        ),
     ),
     "weights.before_clipping": (
         (_CODE, "models/jax_losses.py::example_losses"),

@@ -62,6 +62,13 @@ class Backend(ABC):
     def select(self, selected: Mapping[str, NDArray[np.bool_]]) -> None:
         """Trains some rows alone, before the first iteration: {group: bool[rows]}."""
 
+    def check_pieces(self) -> None:  # noqa: B027 (most can)
+        """Refuses batches in pieces where this backend takes them whole.
+
+        Raises:
+            ConfigError: it does.
+        """
+
     @abstractmethod
     def step(self, iteration: int, pieces: Iterator[Piece], meanwhile: Task) -> None:
         """One iteration: clip, sum, add noise, move.

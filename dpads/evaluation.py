@@ -201,10 +201,7 @@ def read_predictions(
 def _read(
     model: Model, data: ExampleStore, outputs: Sequence[Output]
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32] | None]:
-    """One pass over a store: predictions by each output, labels and weights, in stored order.
-
-    Of a store of which each process has a part, those of all parts: every process has to call this.
-    """
+    """One pass over a store: predictions by each output, labels and weights, in stored order."""
     predictions = [np.empty(data.num_examples, np.float32) for _ in outputs]
     labels = np.empty(data.num_examples, np.float32)
     weights = None if data.schema.weight is None else np.empty(data.num_examples, np.float32)
@@ -218,14 +215,7 @@ def _read(
         if weights is not None and batch.weights is not None:
             weights[rows] = batch.weights
         start = rows.stop
-    if data.part[1] == 1:
-        return predictions, labels, weights
-    together = _of_all(np.stack([*predictions, labels, *([] if weights is None else [weights])]))
-    return (
-        list(together[: len(outputs)]),
-        together[len(outputs)],
-        None if weights is None else together[-1],
-    )
+    return predictions, labels, weights
 
 
 def _of_all(columns: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -253,6 +243,9 @@ def evaluate_outputs(model: Model, data: ExampleStore, outputs: Sequence[Output]
         outputs: what becomes of the logits.
     """
     predictions, labels, weights = _read(model, data, outputs)
+    if data.part[1] > 1:
+        *predictions, labels = _of_all(np.stack([*predictions, labels]))
+        weights = None if weights is None else _of_all(weights[None])[0]
     kept = data.schema.negatives_kept
     if kept < 1.0:
         stands_for = np.where(labels > 0, 1.0, 1.0 / kept).astype(np.float32)

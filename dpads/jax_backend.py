@@ -133,11 +133,18 @@ class JaxBackend(Backend):
             on_device = {name: self._blocks(rows) for name, rows in selected.items()}
             self._fixed = self._fixed._replace(selected=on_device)
 
+    def check_pieces(self) -> None:
+        """Several devices take a batch whole: whether one has pieces would depend on its secret coins."""
+        if self._devices.count > 1:
+            raise ConfigError(
+                f"Expected batches that {self._devices.count} devices take whole, got physical_batch_size. "
+                "Leave it out: each device has a part of the batch already."
+            )
+
     def step(self, iteration: int, pieces: Iterator[Piece], meanwhile: Task) -> None:
         """One iteration; the next batch is drawn and read while the devices work.
 
         Raises:
-            ConfigError: a batch goes in pieces, and there are several devices.
             ProcessLostError: another process has gone.
         """
         first = next(pieces)
@@ -211,11 +218,6 @@ class JaxBackend(Backend):
 
     def _step_in_pieces(self, pieces: Iterator[Piece], numbers: Numbers) -> None:
         """An iteration on a batch that does not fit at once; sums are merged by row on the host."""
-        if self._devices.count > 1:
-            raise ConfigError(
-                f"Expected batches that {self._devices.count} devices take whole, got physical_batch_size. "
-                "Leave it out: each device has a part of the batch already."
-            )
         found: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float64]]]] = {}
         dense: dict[str, Any] = {}
         for piece in pieces:

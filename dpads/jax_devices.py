@@ -43,7 +43,10 @@ def compiler_facts() -> dict[str, Any]:
     """What decides which programs JAX makes of a function, beside versions and the environment."""
     devices = jax.devices()
     return {
-        "devices": [f"{device.platform} {device.device_kind}" for device in devices],
+        "devices": [
+            f"process {device.process_index}: {device.platform} {device.device_kind}"
+            for device in devices
+        ],
         "platform": devices[0].client.platform_version,
         "matmul_precision": _config.jax_default_matmul_precision,
     }

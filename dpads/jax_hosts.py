@@ -6,6 +6,7 @@ the others by `jax.distributed.initialize` before anything else is computed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from dpads.errors import ProcessLostError
+from dpads.errors import ConfigError, ProcessLostError
 from dpads.hosts import ALONE, Hosts
 
 AXIS = "devices"
@@ -55,6 +56,13 @@ class JaxHosts(Hosts):
 
     def __init__(self) -> None:
         self.number, self.count = jax.process_index(), jax.process_count()
+        devices = Counter(device.process_index for device in jax.devices())
+        if len(set(devices.values())) > 1:
+            raise ConfigError(
+                "Expected the same number of devices in every process, got "
+                f"{', '.join(str(devices[i]) for i in range(self.count))}. Start as many processes on a "
+                "machine as give each the same, or hide devices (CUDA_VISIBLE_DEVICES)."
+            )
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """As bytes, so that no type is narrowed on the way."""

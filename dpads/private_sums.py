@@ -75,6 +75,7 @@ def noisy_sum(
           noise.
     """
     announce(release, ledger, description)
+    hosts.wait()  # the first process' entry is durable
     sums = np.zeros(coordinates, np.int64)
     for vectors in read():
         add_clipped(sums, vectors, release.l2_clip_norm)

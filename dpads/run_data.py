@@ -76,12 +76,14 @@ class RunRows:
             where the configuration says so, "train_and_test" where they may be training rows, those of
             earlier runs included.
         plan: the mechanism.
+        units: of the training rows of all processes.
     """
 
     train: ExampleStore
     test: ExampleStore | None
     test_rows: str
     plan: Plan
+    units: int
 
 
 def open_run_rows(
@@ -129,6 +131,9 @@ def open_run_rows(
         test.check_schema(schema)
         test.check_labels()
     test_rows = "test"
+    if hosts.count > 1:
+        shards = "" if test is None or test.part[1] == 1 else test.fingerprint
+        hosts.check_same({"test rows": shards})
     if test is not None and not hosts.all(rows.split_from(test)):
         names = config.data.test if isinstance(config.data.test, tuple) else ()
         apart = hosts.all(not may_share_rows(rows, test, (config.data.train, names)))
@@ -142,7 +147,7 @@ def open_run_rows(
             test_rows = "train_and_test"
     units = int(hosts.sum(np.array([rows.num_units(config.privacy.unit)]))[0])
     plan = resolve_plan(config, config.privacy, config.l2_clip_norm, units, carried)
-    return RunRows(rows, test, test_rows, plan)
+    return RunRows(rows, test, test_rows, plan, units)
 
 
 def resolve_plan(

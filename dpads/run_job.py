@@ -218,7 +218,7 @@ class Job:
         trainer = Trainer(
             self.rows.train,
             self.config.model,
-            resolve_plan(self.config, without, math.inf, self.rows.train.num_units(without.unit)),
+            resolve_plan(self.config, without, math.inf, self.rows.units),
             dataclasses.replace(
                 self._settings,
                 table_optimizer=own.table_optimizer,

@@ -15,7 +15,7 @@ from dpads.accounting.ledger import Ledger
 from dpads.backend_packages import load_backend
 from dpads.config import Config, DataConfig, ReferenceConfig, TrainingConfig
 from dpads.config_toml import differing_keys, to_toml
-from dpads.errors import CheckpointError, ConfigError
+from dpads.errors import CheckpointError, ConfigError, RunError
 from dpads.hosts import Hosts, hosts_of
 from dpads.models import UsersModel
 from dpads.models.base import Description
@@ -230,6 +230,10 @@ def train_config(
     load_backend(config)
     hosts = hosts_of(config.training.backend)
     check_configuration(config, hosts)
+    if hosts.of_first(b"whole" if resume and _is_whole(out) else b"") and not hosts.is_first:
+        raise RunError(
+            "The run was whole already: process 0 gives it its name. Nothing is left to do."
+        )
     if out is None or not hosts.is_first:
         with tempfile.TemporaryDirectory(prefix="dpads-") as name:
             ledger = shared_ledger(Ledger(), hosts)
@@ -285,6 +289,11 @@ def train_config(
     hosts.wait()
     run.path, run.ledger = target, Ledger.load(target / files.LEDGER)
     return run
+
+
+def _is_whole(out: str | Path | None) -> bool:
+    """Whether an interrupted run has done everything but to take its name."""
+    return out is not None and files.is_run(files.partial_of(Path(out)))
 
 
 def has_begun(ledger: Ledger, first: Sequence[Mapping[str, Any]]) -> bool:

@@ -35,6 +35,7 @@ from dpads.training_hosts import (
     check_one_model,
     check_part,
     first_of,
+    own_label,
     shared_checkpoint,
     shared_digest,
 )

@@ -17,17 +17,12 @@ from dpads.models.base import Model
 from dpads.store import ExampleStore
 from dpads.store_shards import first_straddling
 
-# Parts of a run's identity that every process must have; threads and processors may differ.
+# Parts of a run's identity that every process must have: all but the threads of what is done on the host. The
+# tower is moved on every device, so that other processors or flags would move it otherwise in the last bits.
 SHARED = (
-    "plan",
-    "settings",
-    "model",
-    "schema",
-    "store",
-    "start",
-    "physical_batch_size",
-    "versions",
-)
+    "plan", "settings", "model", "schema", "store", "start", "physical_batch_size", "versions", "processor",
+    "jax", "torch", "environment", "sums",
+)  # fmt: skip
 
 
 def shared_digest(identity: Mapping[str, Any], digest: str, hosts: Hosts) -> str:
@@ -76,6 +71,15 @@ def check_part(store: ExampleStore, hosts: Hosts) -> None:
         )
 
 
+def own_label(hosts: Hosts) -> tuple[str, ...]:
+    """What tells the random words of a process' own from those of the others; nothing for process 0.
+
+    Units are put into groups by their places in a process' batch. Were the words the same everywhere, a unit
+    more in one process could not be seen as the same units in the same groups elsewhere.
+    """
+    return () if hosts.is_first else (str(hosts.number),)
+
+
 def first_of(count: int, hosts: Hosts) -> tuple[int, int]:
     """The global number of this process' first unit, and how many units all processes have.
 
@@ -102,8 +106,8 @@ def check_one_model(model: Model, hosts: Hosts) -> None:
         hosts.check_same({"model": whole.hexdigest()})
     except ConfigError:
         raise RunError(
-            "The processes ended with different models: this run is worth nothing. Please report it, with "
-            "the versions of dpads, jax and jaxlib."
+            "The processes ended with different models: this run is worth nothing. They compute the tower "
+            "each for itself and must get the same bits: start them on machines of one kind."
         ) from None
 
 

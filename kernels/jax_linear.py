@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -13,7 +14,8 @@ from dpads.kernels.clip import LARGEST_GROUP, MEAN_GROUP
 from dpads.kernels.jax_wide import by_unit, wide
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
-SUMMED_AT_A_TIME = 256
+SUMMED_AT_A_TIME = 256  # vectors, on a CPU
+SUMMED_AT_ONCE = 2048  # elsewhere, where small products leave a device idle
 
 LayerSums: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -96,15 +98,33 @@ def linear_sums(
     """
     if positions > 1:
         factors, groups = jnp.repeat(factors, positions), None
-    if groups is not None:
-        return _grouped_sums(inputs, output_grads, factors, groups)
-    # a few examples at a time, so that more padding at the end changes no order of additions
-    count = -(-len(factors) // SUMMED_AT_A_TIME)
+    few = partial(_sums_in_pieces, size=SUMMED_AT_A_TIME)
+    many = partial(_sums_in_pieces, size=SUMMED_AT_ONCE)
+    found: LayerSums
+    if groups is None:
+        found = lax.platform_dependent(inputs, output_grads, factors, cpu=few, default=many)
+    else:  # in float64 throughout nothing is lost, and a GPU has no use for products of a hundred examples
+        found = lax.platform_dependent(
+            inputs,
+            output_grads,
+            factors,
+            groups,
+            cpu=_grouped_sums,
+            default=lambda *of_all: many(*of_all[:3]),
+        )
+    return found
+
+
+def _sums_in_pieces(
+    inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, size: int
+) -> LayerSums:
+    """`linear_sums` in float64, so many vectors at a time: more padding at the end changes no order."""
+    count = -(-len(factors) // size)
 
     def pieces(values: jax.Array) -> jax.Array:
-        short = count * SUMMED_AT_A_TIME - len(values)
+        short = count * size - len(values)
         padded = jnp.pad(values, [(0, short)] + [(0, 0)] * (values.ndim - 1))
-        return padded.reshape(count, SUMMED_AT_A_TIME, *values.shape[1:])
+        return padded.reshape(count, size, *values.shape[1:])
 
     def add(
         sums: LayerSums, piece: tuple[jax.Array, jax.Array, jax.Array]
@@ -120,10 +140,11 @@ def linear_sums(
 
 
 def additions(examples: int, positions: int = 1) -> float:
-    """Additions in turn behind any number of `linear_sums`, at most, whether in groups or not."""
+    """Additions in turn behind any number of `linear_sums`, at most, in groups or not, on any device."""
     of_groups = LARGEST_GROUP + examples / LARGEST_GROUP + examples / MEAN_GROUP
-    of_pieces = SUMMED_AT_A_TIME + examples * positions / SUMMED_AT_A_TIME
-    return max(of_groups, of_pieces) + 1.0
+    sizes = (SUMMED_AT_A_TIME, SUMMED_AT_ONCE)
+    of_pieces = (size + examples * positions / size for size in sizes)
+    return max(of_groups, *of_pieces) + 1.0
 
 
 def _nothing(inputs: jax.Array, output_grads: jax.Array) -> LayerSums:
@@ -139,7 +160,8 @@ def _added(
     out = factors[:, None] == 0.0
     left = jnp.where(out, 0.0, wide(factors)[:, None] * wide(output_grads))
     right = jnp.where(out, 0.0, wide(inputs))
-    return sums[0] + left.T @ right, sums[1] + jnp.sum(left, axis=0)
+    product = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
+    return sums[0] + product, sums[1] + jnp.sum(left, axis=0)
 
 
 def _grouped_sums(

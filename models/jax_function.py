@@ -188,7 +188,12 @@ def from_jax(
         raise ConfigError(f"Expected schema to be a FeatureSchema, got {type(schema).__name__}.")
     check_dim(embedding_dim)
     try:
-        from dpads.models.jax_user_checks import check_function, digest_of, program_of
+        from dpads.models.jax_user_checks import (
+            check_function,
+            check_program,
+            digest_of,
+            gradients_of,
+        )
         from dpads.models.jax_user_tower import user_tower
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
@@ -197,8 +202,9 @@ def from_jax(
     values = _checked(params)
     layout = lay_out(schema, embedding_dim, linear=False)
     tower = user_tower(apply, layout, schema.task, values)
-    program = program_of(tower, values, layout.width)
+    check_program(tower, values, layout.width)
     check_function(tower, values, layout.width)
+    program = gradients_of(tower, values, layout.width)
     facts = {
         "parameters": [[name, list(value.shape)] for name, value in values.items()],
         "layers": [[layer.name, layer.positions] for layer in tower.linears],

@@ -36,8 +36,8 @@ NO_GROUPS = np.empty(0, np.int64)
 Parameters = Mapping[str, NDArray[np.float32]]
 
 
-def program_of(tower: UserTower, parameters: Parameters, width: int) -> ClosedJaxpr:
-    """The function's program for one example.
+def check_program(tower: UserTower, parameters: Parameters, width: int) -> None:
+    """Reads the function's program for one example.
 
     Raises:
         ConfigError: it is another one each time, or runs code that is not in it.
@@ -55,12 +55,30 @@ def program_of(tower: UserTower, parameters: Parameters, width: int) -> ClosedJa
             "changes what it reads. Let it compute from its arguments alone; leave out dropout, since noise "
             "takes its place."
         )
+    _refuse_outside(program)
+
+
+def gradients_of(tower: UserTower, parameters: Parameters, width: int) -> ClosedJaxpr:
+    """The program of the logit and its gradients for one example; the user's own rules for them are in it.
+
+    Raises:
+        ConfigError: it runs code that is not in it.
+    """
+    with jax.enable_x64(True):
+        program = jax.make_jaxpr(jax.value_and_grad(tower.one, argnums=(0, 1)))(
+            dict(parameters), np.zeros(width, np.float32)
+        )
+    _refuse_outside(program)
+    return program
+
+
+def _refuse_outside(program: ClosedJaxpr) -> None:
+    """Refuses a program that runs code which is not in it."""
     if program.effects:
         raise ConfigError(_outside(str(next(iter(program.effects)))))
     for step in (step for part in _programs(program) for step in part.jaxpr.eqns):
         if OUTSIDE.search(step.primitive.name):
             raise ConfigError(_outside(step.primitive.name))
-    return program
 
 
 def digest_of(program: ClosedJaxpr) -> str:

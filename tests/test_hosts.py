@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from host_threads import together
 
 import dpads
 from dpads import training
 from dpads.accounting.ledger import Ledger
 from dpads.accounting.releases import Release
-from dpads.checkpoint import Checkpoint
+from dpads.checkpoint import Checkpoint, CheckpointFolder
+from dpads.drawing import BatchSource
 from dpads.errors import ConfigError, RunError, StoreError
-from dpads.hosts import ALONE, Hosts
+from dpads.hosts import ALONE, Alone, Hosts
 from dpads.noise import RunKeys
 from dpads.plan import resolve
 from dpads.private_sums import UnitVectors, noisy_sum
+from dpads.private_sums_config import (
+    PriorConfig,
+    RecalibrationConfig,
+    SelectionConfig,
+    wanted_releases,
+)
 from dpads.run_hosts import shared_ledger
 from dpads.training import Performance, Trainer, TrainingSettings
 from dpads.training_hosts import (
@@ -30,49 +39,6 @@ from dpads.training_hosts import (
     shared_checkpoint,
     shared_digest,
 )
-
-
-class Thread(Hosts):
-    """One of several threads that wait for each other."""
-
-    def __init__(
-        self, number: int, count: int, board: list[Any], barrier: threading.Barrier
-    ) -> None:
-        self.number, self.count = number, count
-        self._board, self._barrier = board, barrier
-
-    def _exchanged(self, value: Any) -> list[Any]:
-        self._board[self.number] = value
-        self._barrier.wait()
-        found = list(self._board)
-        self._barrier.wait()
-        return found
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        return np.stack(self._exchanged(np.array(values)))
-
-    def of_first(self, data: bytes) -> bytes:
-        return bytes(self._exchanged(data)[0])
-
-
-def together(count: int, work: Callable[[Thread], Any]) -> list[Any]:
-    """What each of so many processes makes of the work, results or errors."""
-    board: list[Any] = [None] * count
-    barrier = threading.Barrier(count, timeout=20)
-    found: list[Any] = [None] * count
-
-    def one(number: int) -> None:
-        try:
-            found[number] = work(Thread(number, count, board, barrier))
-        except Exception as error:  # noqa: BLE001 (whatever it is, the test sees it)
-            found[number] = error
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -114,13 +80,14 @@ def test_processes_that_differ_are_named() -> None:
 
 IDENTITY = {
     "plan": {"iterations": 3}, "settings": {}, "model": {}, "schema": "s", "store": "f", "start": None,
-    "physical_batch_size": None, "versions": {}, "threads": 2, "processor": "p",
+    "physical_batch_size": None, "versions": {}, "threads": 2, "processor": "p", "jax": {}, "torch": "t",
+    "environment": {}, "sums": 1,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["plan", "settings", "model", "schema", "store", "versions"])
+@pytest.mark.parametrize("name", sorted(set(IDENTITY) - {"threads"}))
 def test_keys_are_bound_to_one_identity(name: str) -> None:
-    def same(hosts: Hosts) -> str:  # threads and processors may differ: the first process' count
+    def same(hosts: Hosts) -> str:  # threads may differ: the first process' count
         own = {**IDENTITY, "threads": hosts.number}
         return shared_digest(own, f"digest {hosts.number}", hosts)
 
@@ -270,3 +237,75 @@ def test_a_user_in_two_processes_is_refused(store: Path, monkeypatch: pytest.Mon
     for error in together(4, work):
         assert isinstance(error, StoreError)
         assert "a user's rows are in the shards of process 2 and of one before it" in str(error)
+
+
+class Noting(Alone):
+    """One process that notes when it waits for the others."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+
+    def wait(self) -> None:
+        self._notes.append("wait")
+
+
+def test_nobody_goes_on_before_entries_and_checkpoints_are_durable(
+    train_store: dpads.ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(training, "hosts_of", lambda _: Noting(notes))
+    for kind, name, note in (
+        (BatchSource, "_draw", "draw"),
+        (CheckpointFolder, "save", "save"),
+        (Ledger, "append", "entry"),
+    ):
+        real = getattr(kind, name)
+
+        def noted(self: Any, *args: Any, real: Any = real, note: str = note, **more: Any) -> Any:
+            found = real(self, *args, **more)
+            notes.append(note)
+            return found
+
+        monkeypatch.setattr(kind, name, noted)
+    checked: list[Any] = []
+    monkeypatch.setattr(training, "check_one_model", lambda model, _: checked.append(model))
+    plan = resolve(
+        dpads.PrivacySpec(noise_multiplier=1.0, delta=1e-6, sampling_prob=0.01, iterations=2),
+        expected_batch_size=30,
+        epochs=None,
+        l2_clip_norm=1.0,
+        wanted=wanted_releases(
+            train_store.schema, PriorConfig(), SelectionConfig(), RecalibrationConfig()
+        ),
+    )
+    trainer = Trainer(
+        train_store,
+        dpads.models.Logistic(),
+        plan,
+        TrainingSettings(),
+        Performance(),
+        Ledger(),
+        tmp_path / "checkpoints",
+    )
+    trainer.run()
+    assert checked == [trainer.model]
+    for before, after in itertools.pairwise(notes):
+        if before in ("entry", "save"):
+            assert after in ("wait", "entry"), notes
+    assert notes.count("draw") == 2
+    assert notes.index("wait") < notes.index("draw")
+
+
+def test_what_devices_there_are_is_part_of_a_runs_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from dpads.training_identity import jax_facts
+
+    found = [jax_facts()]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag")
+    found.append(jax_facts())
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [*devices, *devices])
+    found.append(jax_facts())
+    assert len({json.dumps(facts) for facts in found}) == 3
+    assert "process 0" in found[0]["devices"][0]

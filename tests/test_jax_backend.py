@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import dpads
-from dpads import training
+from dpads import jax_backend, training
 from dpads.accounting.ledger import Ledger
 from dpads.errors import CheckpointError, ConfigError
 from dpads.plan import Plan, resolve
@@ -192,7 +192,10 @@ def test_a_resumed_run_ends_with_the_same_parameters(stores: Any, tmp_path: Path
         Trainer.resume(tmp_path / "c", *args, settings_of("torch"), Performance(), Ledger())
 
 
-def test_a_read_in_the_middle_is_that_of_torch(stores: Any) -> None:
+def test_a_read_in_the_middle_is_that_of_torch(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax_backend, "FLUSH_ROWS", 7)  # many stretches of rows, the last one short
     read = {}
     for name in ("torch", "jax"):
         trainer = trainer_of(name, stores[False], MODELS[1])

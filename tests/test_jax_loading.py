@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from host_threads import together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpads
 from dpads.drawing import Piece
+from dpads.hosts import Hosts
 from dpads.jax_batches import Sizes, bucket, examples_at_a_time, repeated_pairs, shares_of
+from dpads.jax_hosts import Devices
+from dpads.jax_loading import Loaded, Loader
 from dpads.jax_rows import Rows
 from dpads.kernels.lookup import Places
 from dpads.kernels.merge import merge_runs
@@ -171,3 +176,25 @@ def test_sizes_grow_and_never_shrink() -> None:
         batch = expected + 3 * expected**0.5
         assert size <= 1024
         assert batch <= -(-batch // size) * size <= 1.1 * batch + 32
+
+
+def test_processes_agree_on_sizes_and_rows_however_unequal_their_batches() -> None:
+    model, sizes = dpads.models.Mlp(embedding_dim=2, hidden=(3,)).init(SCHEMA), (3, 0, 400)
+
+    def work(hosts: Hosts) -> Loaded:
+        loader = Loader(model, Devices(hosts), at_a_time=16)
+        batch = batch_of(sizes[hosts.number], None)
+        groups = np.array([0, batch.num_examples])
+        return loader.load(Piece(batch, batch_reads(model, batch), groups))
+
+    first, *others = together(3, work)
+    for other in others:
+        assert other.num_units == first.num_units
+        for mine, its in zip(
+            jax.tree.leaves(first.batch), jax.tree.leaves(other.batch), strict=True
+        ):
+            assert mine.shape == its.shape
+        for name, rows in first.rows.items():
+            assert len(rows.numbers) > 0
+            np.testing.assert_array_equal(rows.numbers, other.rows[name].numbers)
+            np.testing.assert_array_equal(first.touched[name], other.touched[name])

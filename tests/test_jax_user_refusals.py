@@ -85,6 +85,36 @@ def test_code_that_jax_cannot_see_is_refused(inner: Any, name: str) -> None:
     refused(lambda p, e, d: inner(e["a"].sum()) * p["scale"], SCALE, name)
 
 
+def with_rule(factor: float, seen: Any = None) -> Any:
+    """A function whose gradient is what the user says it is."""
+
+    @jax.custom_vjp
+    def double(x: Any) -> Any:
+        return 2.0 * x
+
+    def backward(_: Any, grad: Any) -> tuple[Any]:
+        if seen is not None:
+            shape = jax.ShapeDtypeStruct((), jnp.float32)
+            grad = jax.pure_callback(seen, shape, grad, vmap_method="expand_dims")
+        return (factor * grad,)
+
+    double.defvjp(lambda x: (2.0 * x, None), backward)
+    return lambda p, e, d: double(e["a"].sum()) * p["scale"]
+
+
+def test_code_in_the_rule_of_a_gradient_is_refused_too() -> None:
+    refused(with_rule(2.0, lambda grad: grad), SCALE, "callback")
+
+
+def test_another_rule_for_a_gradient_is_another_function() -> None:
+    first, same, other = (
+        from_jax(with_rule(factor), SCALE, schema_of(), embedding_dim=DIM)
+        for factor in (2.0, 2.0, 1.9999)
+    )
+    assert first == same
+    assert first.code != other.code
+
+
 def test_examples_that_meet_in_a_way_that_no_name_shows_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -35,15 +35,14 @@ name = "logistic"
 [privacy]
 noise_multiplier = 1.0
 delta = 1e-6
-sampling_prob = 0.05
-iterations = 6
 [training]
 backend = "jax"
 expected_batch_size = 100
+epochs = 0.3
 """
 USERS = ["--set", "privacy.unit=user", "--set", "privacy.max_examples_per_unit=3"]
 MLP = ["--set", 'model={ name = "mlp", embedding_dim = 3, hidden = [6] }']
-RARE = ["--set", "privacy.sampling_prob=0.0005", "--set", "training.expected_batch_size=1"]
+RARE = ["--set", "privacy.dataset_size=200000", "--set", "training.epochs=0.003"]
 COUNTED = ["--set", 'prior.kind="dp_count"', "--set", 'selection.kind="noisy_count"']
 
 
@@ -120,7 +119,7 @@ def test_any_number_of_processes_is_one_run(
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(folder: Path, lost: int) -> None:
     name = f"lost-{lost}"
-    words = ["ads.toml", "--set", "privacy.iterations=400", "--set", "privacy.noise_multiplier=9.0"]
+    words = ["ads.toml", "--set", "training.epochs=20", "--set", "privacy.noise_multiplier=9.0"]
     both = group(2, *words, "--out", name, folder=folder)
     progress = folder / f"{name}.partial" / "checkpoints" / "progress"
     deadline = time.monotonic() + 120

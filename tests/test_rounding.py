@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,24 +128,27 @@ def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
         rounding.cancellation_floor(model.tower, 2**26, 1)
 
 
-@pytest.mark.parametrize("groups", [True, False])
-def test_sums_over_a_layer_have_no_more_additions_than_they_say(groups: bool) -> None:
+@pytest.mark.parametrize("how", ["groups", "pieces", "pieces of a GPU"])
+def test_sums_over_a_layer_have_no_more_additions_than_they_say(how: str) -> None:
     # as above, in float64 within groups and among them; the float32 of a group is another matter
     count, size = 40_000, 72
     grads = np.full((count, 1), UNIT * 0.99, np.float32)
     grads[0] = 1.0
     ones: Any = np.ones((count, 1), np.float32)
-    bounds = np.append(np.arange(0, count, size), count).astype(np.int32) if groups else None
-    bounds = None if bounds is None else np.concatenate([[0, 1], bounds[1:]]).astype(np.int32)
+    bounds = np.array([0, 1, *range(size, count, size), count], np.int32)
     with jax.enable_x64(True):
-        weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
-            ones, grads, ones[:, 0], 1, bounds
-        )
+        if how == "pieces of a GPU":
+            many = partial(jax_linear._sums_in_pieces, size=jax_linear.SUMMED_AT_ONCE)
+            weight, bias = jax.jit(many)(ones, grads, ones[:, 0])
+        else:
+            weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
+                ones, grads, ones[:, 0], 1, bounds if how == "groups" else None
+            )
     exact = math.fsum(grads[:, 0].tolist())
     allowed = jax_linear.additions(count) * UNIT * exact
     assert abs(float(bias[0]) - exact) <= allowed
     assert allowed < (exact - 1.0) / 4
-    if not groups:
+    if how != "groups":
         assert abs(float(weight[0, 0]) - exact) <= allowed
 
 
