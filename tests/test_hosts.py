@@ -36,6 +36,7 @@ from dpads.training_hosts import (
     check_one_model,
     check_part,
     first_of,
+    own_label,
     shared_checkpoint,
     shared_digest,
 )
@@ -64,6 +65,13 @@ def test_units_follow_one_another_across_processes() -> None:
     sizes = [5, 0, 9]
     found = together(3, lambda hosts: first_of(sizes[hosts.number], hosts))
     assert found == [(0, 14), (5, 14), (5, 14)]
+
+
+def test_processes_have_random_words_of_their_own_for_groups() -> None:
+    labels = together(3, own_label)
+    assert labels[0] == ()  # one process alone has the words of the first
+    keys = [RunKeys(bytes(32), "x").key("grouping", *own).tolist() for own in labels]
+    assert len({tuple(key) for key in keys}) == 3
 
 
 def test_processes_that_differ_are_named() -> None:

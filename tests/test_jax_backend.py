@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import dpads
 from dpads import jax_backend, training
 from dpads.accounting.ledger import Ledger
 from dpads.errors import CheckpointError, ConfigError
+from dpads.jax_hosts import Devices
 from dpads.plan import Plan, resolve
 from dpads.release_stages import ReleaseStages
 from dpads.selection import Selection
@@ -172,6 +174,38 @@ def test_rows_that_are_not_selected_stay_zero_as_in_torch(
     for name, rows in some.tables.items():
         assert not both[1][f"tables.{name}"][~rows].any()
         assert both[1][f"tables.{name}"][rows].all()
+
+
+def test_several_devices_refuse_pieces_before_anything_is_on_the_ledger(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Several(Devices):
+        """Says that there are two, once it is asked for pieces."""
+
+        def __init__(self, hosts: Any) -> None:
+            super().__init__(hosts)
+            self.asked = False
+
+        @property
+        def count(self) -> int:
+            return 2 if sys._getframe(1).f_code.co_name == "check_pieces" else 1
+
+        @count.setter
+        def count(self, _: int) -> None:
+            """There is no telling it."""
+
+    monkeypatch.setattr(jax_backend, "Devices", Several)
+    ledger = Ledger()
+    with pytest.raises(ConfigError, match="2 devices take whole, got physical_batch_size"):
+        Trainer(
+            stores[False],
+            MODELS[0],
+            plan_of(),
+            settings_of("jax"),
+            Performance(physical_batch_size=25),
+            ledger,
+        )
+    assert not ledger.entries
 
 
 def test_a_resumed_run_ends_with_the_same_parameters(stores: Any, tmp_path: Path) -> None:

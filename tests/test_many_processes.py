@@ -98,13 +98,13 @@ def test_two_processes_of_two_devices_are_one_run(folder: Path) -> None:
     ("count", "devices", "more"),
     [
         (4, 1, USERS),
-        (2, 1, [*MLP, *COUNTED]),
+        (2, 1, [*MLP, *COUNTED, "--set", "training.reference=true"]),
         (1, 2, USERS),
         (1, 8, [*MLP, *USERS]),
         (2, 1, RARE),
         (3, 1, [*MLP, *USERS, "--set", "training.table_noise=dense"]),
     ],
-    ids=["four", "counts", "two devices", "eight devices", "mostly empty", "dense"],
+    ids=["four", "counts, reference", "two devices", "eight devices", "mostly empty", "dense"],
 )
 def test_any_number_of_processes_is_one_run(
     folder: Path, count: int, devices: int, more: list[str]
