@@ -49,6 +49,11 @@ class DevicePlaces(NamedTuple):
     repeated: jax.Array | None = None
     sums: PartialSums | None = None
 
+    @property
+    def numbers(self) -> jax.Array:
+        """The sum that each place is added to, int32[P]."""
+        return self.runs if self.sums is None else self.sums.places
+
 
 def _slots_of(places: DevicePlaces, slots: int) -> jax.Array:
     """Place within [B * S] of every place, int32[P]; B * S or more for padding."""
@@ -201,27 +206,51 @@ def row_sums(
     Guarantees:
         - Behind a sum are `ROW_ADDITIONS` additions in turn at most, in whatever order the device adds.
     """
-    examples = len(grads)
-    by_slot = grads.reshape(examples * slots, -1)
+    vectors = clipped_vectors(grads, places, slots, factors)
+    found = zero_sums(places, rows, vectors.shape[1])
+    return carried(add_vectors(found, places.numbers, vectors), places, rows)
+
+
+def clipped_vectors(
+    grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array
+) -> jax.Array:
+    """What each place adds to its row's sum, float64[P, dim]; the arguments are those of `row_sums`."""
+    by_slot = grads.reshape(len(grads) * slots, -1)
     if places.examples is None:
         scales = jnp.repeat(wide(factors), slots)
     else:
         by_slot = by_slot.at[_slots_of(places, slots)].get(mode="clip")
         scales = wide(factors).at[places.examples].get(mode="fill", fill_value=0.0)
     scales = (scales * wide(places.coefs))[:, None]
-    vectors = jnp.where(scales == 0.0, 0.0, scales * wide(by_slot))
+    return jnp.where(scales == 0.0, 0.0, scales * wide(by_slot))
+
+
+def zero_sums(places: DevicePlaces, rows: int, dim: int) -> jax.Array:
+    """Sums of nothing, of rows and then partial ones, float64[R + E, dim].
+
+    Raises:
+        ValueError: there are no partial sums, and so many places that they are needed.
+    """
     if places.sums is None:
         if len(places.runs) > SUMMED_AT_A_TIME:
             raise ValueError(
                 f"Expected the partial sums of {len(places.runs):,} places, got none: the rounding of sums "
                 "would grow with the places of a row. Make them with partial_sums."
             )
-        return jnp.zeros((rows, vectors.shape[1])).at[places.runs].add(vectors, mode="drop")
-    first, carries = rows, places.sums.carries
-    count = rows + sum(len(carry) for carry in carries)
-    found = jnp.zeros((count, vectors.shape[1])).at[places.sums.places].add(vectors, mode="drop")
-    for carry in carries:
-        part = lax.slice_in_dim(found, first, first + len(carry))
-        found = found.at[carry].add(part, mode="drop")
+        return jnp.zeros((rows, dim))
+    return jnp.zeros((rows + sum(len(carry) for carry in places.sums.carries), dim))
+
+
+def add_vectors(sums: jax.Array, numbers: jax.Array, vectors: jax.Array) -> jax.Array:
+    """The sums with vectors added to those of some numbers; numbers beyond all are left out."""
+    return sums.at[numbers].add(vectors, mode="drop")
+
+
+def carried(sums: jax.Array, places: DevicePlaces, rows: int) -> jax.Array:
+    """Sums of rows, partial ones added to them, float64[R, dim]."""
+    first = rows
+    for carry in () if places.sums is None else places.sums.carries:
+        part = lax.slice_in_dim(sums, first, first + len(carry))
+        sums = add_vectors(sums, carry, part)
         first += len(carry)
-    return found[:rows]
+    return sums[:rows]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import dpads
-from dpads import jax_backend, training
+from dpads import jax_backend, jax_batches, training
 from dpads.accounting.ledger import Ledger
 from dpads.errors import CheckpointError, ConfigError
 from dpads.jax_hosts import Devices
@@ -267,3 +267,18 @@ def test_a_schema_without_numbers_in_several_chunks_is_clipped_as_in_torch() -> 
     ]
     np.testing.assert_allclose(both[0].norms, both[1].norms, rtol=1e-6)
     np.testing.assert_allclose(both[0].tables["a"][1], both[1].tables["a"][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [16, 1024])
+def test_scalar_columns_in_chunks_train_as_in_torch(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(1).write_parquet(tmp_path / "log.parquet")
+    schema = dpads.FeatureSchema(
+        task="ctr", label="y", categorical=["a", "b"], numeric=["x"], weight="t",
+        buckets={"a": 60, "b": 7},
+    )  # fmt: skip
+    store = dpads.prepare(tmp_path / "log.parquet", schema, out=tmp_path / "store")
+    monkeypatch.setattr(jax_batches, "MOST_AT_A_TIME", chunk)
+    model = dpads.models.Mlp(embedding_dim="auto", hidden=(4,))  # a width for each table
+    alike(*(trained(name, store, model) for name in ("torch", "jax")))
