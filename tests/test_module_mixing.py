@@ -123,7 +123,7 @@ def recalibration_sum(monkeypatch: pytest.MonkeyPatch, store: Any, model: Any) -
 
     def exact(release: Release, coordinates: int, *others: Any) -> Any:
         sums = np.zeros(coordinates, np.int64)
-        for vectors in others[-1]():
+        for vectors in others[-2]():
             add_clipped(sums, vectors, release.l2_clip_norm)
         found.append(sums)
         return sums * release.l2_clip_norm * 2.0**-30

@@ -181,8 +181,8 @@ def exchange(patch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
     """Puts another store of the same rows into a store's place, until the patch is undone."""
     opened = ExampleStore.open
 
-    def other(path: Any) -> ExampleStore:
-        return opened(folder / "other" / name if Path(path).name == name else path)
+    def other(path: Any, **how: Any) -> ExampleStore:
+        return opened(folder / "other" / name if Path(path).name == name else path, **how)
 
     patch.setattr(ExampleStore, "open", other)
 

@@ -96,7 +96,7 @@ def read_vectors(
     dense: list[NDArray[np.float64]] = []
 
     def instead(_: Release, size: int, *args: Any) -> NDArray[np.float64]:
-        for vectors in args[-1]():
+        for vectors in args[-2]():
             number = len(vectors.offsets) - 1
             units = np.repeat(np.arange(number), np.diff(vectors.offsets))
             whole = np.zeros((number, size))

@@ -172,13 +172,13 @@ def test_the_ledger_is_written_before_the_first_coin(
 ) -> None:
     seen: list[int] = []
     ledger = Ledger()
-    original: Callable[..., Any] = PoissonSampler.units
+    original: Callable[..., Any] = PoissonSampler.units_between
 
     def units(self: Any, *arguments: Any) -> Any:
         seen.append(len(ledger.entries))
         return original(self, *arguments)
 
-    monkeypatch.setattr(PoissonSampler, "units", units)
+    monkeypatch.setattr(PoissonSampler, "units_between", units)
     plan = plan_of()
     trainer_of(store, plan, ledger=ledger).run()
     assert seen == [1] * 12
