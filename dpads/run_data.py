@@ -119,6 +119,8 @@ def open_run_rows(
     rows = store or open_rows(config.data.train, schema, folder / "train", on_prepare, part=part)
     rows.check_schema(schema)
     rows.check_labels()
+    if hosts.count > 1:  # before any row is read
+        hosts.check_same({"store": rows.whole_fingerprint})
     if isinstance(config.data.test, float):
         rows, test = rows.split(config.data.test, seed=config.split_seed)
         if 0 in hosts.sum(np.array([len(rows), len(test)])):
