@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.drawing import Piece
+from dpads.hosts import Hosts
 from dpads.kernels.workers import Task
 from dpads.models.base import Model
 from dpads.noise import RunKeys
@@ -44,6 +45,9 @@ class Mechanics:
     def divisor(self) -> float:
         """Of a noisy sum: the expected batch size."""
         return float(self.plan.mechanism.expected_batch_size)
+
+
+OPTIMIZER = "optimizer."  # begins the names of its moments in a checkpoint
 
 
 class Backend(ABC):
@@ -91,6 +95,46 @@ class Backend(ABC):
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint keeps; nothing is flushed."""
 
+    def _kept(
+        self, histories: Mapping[str, NDArray[Any]], moments: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Everything by the names of a checkpoint, the model's arrays as they are now."""
+        return {
+            **{f"array.{name}": value for name, value in self.model.arrays.items()},
+            **{f"dense.{name}": value for name, value in self.model.dense.items()},
+            **{f"history.{name}": value for name, value in histories.items()},
+            **{f"{OPTIMIZER}{name}": value for name, value in moments.items()},
+        }
+
+    def _put_parameters(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Sets the model's arrays to those of a checkpoint; the moments that it has are returned."""
+        for name, value in self.model.arrays.items():
+            value[...] = arrays[f"array.{name}"]
+        for name, value in self.model.dense.items():
+            value[...] = arrays[f"dense.{name}"]
+        return {
+            key.removeprefix(OPTIMIZER): value
+            for key, value in arrays.items()
+            if key.startswith(OPTIMIZER)
+        }
+
     @abstractmethod
     def restore(self, arrays: Mapping[str, NDArray[Any]], iteration: int) -> None:
         """Sets what `state` returned after so many iterations."""
+
+
+def backend_of(model: Model, mechanics: Mechanics, hosts: Hosts) -> Backend:
+    """Where a run's parameters are kept and moved.
+
+    Args:
+        model: with its initial parameters.
+        mechanics: of the run; its settings name the backend.
+        hosts: the run's processes.
+    """
+    if mechanics.settings.backend == "jax":
+        from dpads.jax_backend import JaxBackend
+
+        return JaxBackend(model, mechanics, hosts)
+    from dpads.torch_backend import TorchBackend
+
+    return TorchBackend(model, mechanics)

@@ -41,8 +41,6 @@ from dpads.rounding import LOWEST_FLOOR, cancellation_floor
 from dpads.schedules import learning_rates
 from dpads.tables import FLUSH_ROWS, TableUpdate
 
-OPTIMIZER = "optimizer."
-
 
 class JaxBackend(Backend):
     """Training on the devices that JAX knows, those of other processes included.
@@ -190,26 +188,13 @@ class JaxBackend(Backend):
         with jax.enable_x64(True):
             self._to_model()
             moments = saved(jax.tree.map(self._devices.fetch, self._state.moments))
-        return {
-            **{f"array.{name}": value for name, value in self.model.arrays.items()},
-            **{f"dense.{name}": value for name, value in self.model.dense.items()},
-            **{f"history.{name}": value for name, value in self._history.items()},
-            **{f"{OPTIMIZER}{name}": v for name, v in moments.items()},
-        }
+        return self._kept(self._history, moments)
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], iteration: int) -> None:
         """Part by part."""
-        for name, value in self.model.arrays.items():
-            value[...] = arrays[f"array.{name}"]
-        for name, value in self.model.dense.items():
-            value[...] = arrays[f"dense.{name}"]
+        moments = self._put_parameters(arrays)
         for name, history in self._history.items():
             history[...] = arrays[f"history.{name}"]
-        moments = {
-            key.removeprefix(OPTIMIZER): value
-            for key, value in arrays.items()
-            if key.startswith(OPTIMIZER)
-        }
         self._iteration = iteration
         with jax.enable_x64(True):
             state = self._on_device()

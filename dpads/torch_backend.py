@@ -19,8 +19,6 @@ from dpads.rounding import LOWEST_FLOOR, cancellation_floor
 from dpads.tables import MECHANISMS, TableMechanism, TableUpdate
 from dpads.tower_optimizer import TowerOptimizer
 
-OPTIMIZER = "optimizer."
-
 
 class TorchBackend(Backend):
     """Training in this process's memory.
@@ -107,25 +105,13 @@ class TorchBackend(Backend):
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Parameters, histories and moments."""
-        return {
-            **{f"array.{name}": value for name, value in self.model.arrays.items()},
-            **{f"dense.{name}": value for name, value in self.model.dense.items()},
-            **{f"history.{name}": tables.history for name, tables in self._tables.items()},
-            **{f"{OPTIMIZER}{name}": value for name, value in self._tower.state().items()},
-        }
+        return self._kept(
+            {name: tables.history for name, tables in self._tables.items()}, self._tower.state()
+        )
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], iteration: int) -> None:
         """Part by part."""
-        for name, value in self.model.arrays.items():
-            value[...] = arrays[f"array.{name}"]
-        for name, value in self.model.dense.items():
-            value[...] = arrays[f"dense.{name}"]
+        moments = self._put_parameters(arrays)
         for name, tables in self._tables.items():
             tables.restore(arrays[f"history.{name}"], iteration)
-        self._tower.restore(
-            {
-                key.removeprefix(OPTIMIZER): value
-                for key, value in arrays.items()
-                if key.startswith(OPTIMIZER)
-            }
-        )
+        self._tower.restore(moments)

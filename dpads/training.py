@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -14,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpads.accounting.ledger import Ledger
-from dpads.backend import Backend, Mechanics
+from dpads.backend import Mechanics, backend_of
 from dpads.checkpoint import Checkpoint, CheckpointFolder
 from dpads.drawing import BatchSource
 from dpads.errors import CheckpointError, ConfigError, RunError
-from dpads.hosts import Hosts, hosts_of
+from dpads.hosts import hosts_of
 from dpads.kernels.keys import fresh_master_key
 from dpads.kernels.workers import set_threads
 from dpads.models.base import Description, Model
@@ -41,7 +40,7 @@ from dpads.training_hosts import (
 )
 from dpads.training_identity import digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
-from dpads.training_start import StartModel
+from dpads.training_start import StartModel, initial_model
 from dpads.units import units_of
 
 __all__ = ["Performance", "Progress", "RowProgress", "Trainer", "TrainingSettings"]
@@ -149,20 +148,14 @@ class Trainer:
                 plan.privacy.rows_per_unit,
                 performance.physical_batch_size,
             )
-        model = description.init(
+        model = initial_model(
+            description,
             store.schema,
-            seed=settings.init_seed,
-            backend=settings.backend,
-            on_rows=lambda done, total: self._report_rows("initialising", done, total),
+            settings,
+            start,
+            lambda done, total: self._report_rows("initialising", done, total),
         )
-        model.output = dataclasses.replace(
-            model.output,
-            positive_weight=settings.positive_weight,
-            negative_weight=settings.negative_weight,
-        )
-        if start is not None:
-            start.put_into(model)
-        self._backend = _backend_of(model, mechanics, hosts)
+        self._backend = backend_of(model, mechanics, hosts)
         if performance.physical_batch_size is not None:
             self._backend.check_pieces()
         units = units_of(store, plan.privacy)
@@ -417,14 +410,3 @@ class Trainer:
         return Progress(
             self.iteration, self.planned, examples, (self.planned - self.iteration) / rate
         )
-
-
-def _backend_of(model: Model, mechanics: Mechanics, hosts: Hosts) -> Backend:
-    """Where the run's parameters are kept and moved."""
-    if mechanics.settings.backend == "jax":
-        from dpads.jax_backend import JaxBackend
-
-        return JaxBackend(model, mechanics, hosts)
-    from dpads.torch_backend import TorchBackend
-
-    return TorchBackend(model, mechanics)

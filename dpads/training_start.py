@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpads.models.base import Model
+from dpads.models.base import Description, Model
+from dpads.schema import FeatureSchema
+from dpads.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,32 @@ class StartModel:
                 size = min(len(rows), len(used))
                 rows[:size] |= used[:size]
         return found
+
+
+def initial_model(
+    description: Description,
+    schema: FeatureSchema,
+    settings: TrainingSettings,
+    start: StartModel | None,
+    on_rows: Callable[[int, int], None],
+) -> Model:
+    """The model as training begins.
+
+    Args:
+        description: of the model.
+        schema: of the rows.
+        settings: of the training: backend, init_seed, weights of classes.
+        start: parameters to start from; None for those that init_seed makes.
+        on_rows: called with the rows of tables that are made, and how many there are.
+    """
+    model = description.init(
+        schema, seed=settings.init_seed, backend=settings.backend, on_rows=on_rows
+    )
+    model.output = dataclasses.replace(
+        model.output,
+        positive_weight=settings.positive_weight,
+        negative_weight=settings.negative_weight,
+    )
+    if start is not None:
+        start.put_into(model)
+    return model

@@ -56,6 +56,7 @@ def test_rows_are_found_where_they_were_put(
     wanted = data.draw(st.lists(st.sampled_from(sorted(numbers)))) if numbers else []
     found = rows.positions(np.array(wanted, np.int64), size)
     assert arranged[found].tolist() == wanted
+    assert arranged[rows.positions(rows.numbers, size)].tolist() == sorted(numbers)
 
 
 @given(
