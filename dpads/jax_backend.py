@@ -23,7 +23,8 @@ from dpads.backend import Backend, Mechanics
 from dpads.drawing import Piece
 from dpads.errors import ConfigError
 from dpads.hosts import Hosts
-from dpads.jax_batches import bucket, examples_at_a_time
+from dpads.jax_batches import bucket
+from dpads.jax_chunks import MOST_AT_A_TIME, MOST_AT_ONCE, examples_at_a_time
 from dpads.jax_clip import Clip, Sums
 from dpads.jax_hosts import CUT, WHOLE, Devices, noticing_losses
 from dpads.jax_loading import Loaded, Loader
@@ -63,18 +64,20 @@ class JaxBackend(Backend):
         units, rows = mechanism.expected_batch_size, plan.privacy.rows_per_unit
         config = settings.tower_optimizer
         tower = model.description.jax_tower(model.layout, model.schema.task)
-        floor = LOWEST_FLOOR
+        devices, floor = self._devices.count, LOWEST_FLOOR
+        most = MOST_AT_A_TIME if jax.default_backend() == "cpu" else MOST_AT_ONCE
+        at_a_time = examples_at_a_time(-(-units * rows // devices), most, rows)
         if stddev > 0:
-            devices = self._devices.count
             floor = cancellation_floor(
-                model.tower, units, rows, lambda units: tower.additions(units * rows) + devices
+                model.tower,
+                units,
+                rows,
+                lambda units: tower.additions(units * rows, at_a_time) + devices,
             )
-        own_units = -(-units * rows // self._devices.count)
         self._step = Step(
             clip=Clip(
                 tower=tower,
                 layout=model.layout,
-                at_a_time=examples_at_a_time(own_units),
                 l2_clip_norm=mechanism.l2_clip_norm,
                 floor=floor,
             ),
@@ -86,7 +89,7 @@ class JaxBackend(Backend):
             weight_decay=config.weight_decay,
             dense_noise=settings.table_noise == "dense",
         )
-        self._loader = Loader(model, self._devices, self._step.clip.at_a_time)
+        self._loader = Loader(model, self._devices, at_a_time)
         self._tower_rates = learning_rates(
             config.schedule, config.learning_rate, mechanism.iterations
         )
@@ -110,7 +113,7 @@ class JaxBackend(Backend):
         )
         self._read = compiled(self._step.read, (CUT, CUT, CUT, FIXED, WHOLE), CUT)
         self._put = compiled(self._step.put, (CUT, CUT, CUT), CUT, donate=(0,))
-        self._clip = jax.jit(self._step.clip.sums, static_argnames="num_units")
+        self._clip = jax.jit(self._step.clip.sums)
         self._move = jax.jit(self._step.move, donate_argnums=0)
         with jax.enable_x64(True):
             whole = self._devices.whole
@@ -159,7 +162,6 @@ class JaxBackend(Backend):
                     missed,
                     self._fixed,
                     numbers,
-                    num_units=loaded.num_units,
                 )
                 for name, rows in loaded.rows.items():
                     self._note(name, rows.numbers)
@@ -209,7 +211,7 @@ class JaxBackend(Backend):
             loaded = self._loader.load(piece)
             missed = self._missed(loaded)
             rows = self._read(self._state.tables, loaded.touched, missed, self._fixed, numbers.now)
-            sums, _ = self._clip(rows, self._state.params, loaded.batch, num_units=loaded.num_units)
+            sums, _ = self._clip(rows, self._state.params, loaded.batch)
             if missed is not None:  # another piece may read them again
                 tables = self._put(self._state.tables, loaded.touched, rows)
                 self._state = self._state._replace(tables=tables)

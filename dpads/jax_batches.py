@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from dpads.batch import SparseBatch, Targets
+from dpads.batch import SparseBatch
 from dpads.drawing import Piece
+from dpads.jax_chunks import Chunks, cut_up
 from dpads.kernels.jax_ops import DevicePlaces
 from dpads.kernels.partial_sums import partial_sums
 from dpads.models.base import Model
@@ -23,21 +24,25 @@ from dpads.models.output import Output
 from dpads.row_sums import Reads, batch_reads
 
 SMALLEST = 16
-MOST_AT_A_TIME = 1024  # examples that pass through a tower at a time
 T = TypeVar("T", bound=np.generic)
 Positions = Mapping[str, NDArray[np.int32]]
 
 
 class DeviceBatch(NamedTuple):
-    """The examples that a device takes of one batch, or of a piece of one.
+    """The examples that a device takes of one batch, or of a piece of one: K chunks of B examples.
+
+    A chunk has whole units. What is padded adds nothing; of chunks beyond the first `chunks` all is padding.
 
     Attributes:
-        places: {group: where the examples read it}.
-        dense: float32[B, K].
-        targets: of the B examples; padding has weight 0.
-        units: int32[B], the unit of each example, `num_units` for padding; None where example i is unit i.
+        places: {group: where the examples read it}, arrays of K chunks each but for those of `sums.carries`.
+        dense: float32[K, B, numbers].
+        targets: of the examples, float32[K, B]; padding has weight 0.
+        units: int32[K, B], the unit of each example, counted within its chunk, B for padding; None where
+            example i is unit i.
         longest: int32, at least the examples of any unit.
-        groups: int32[g + 1], bounds of groups of examples, padding in none; None where units have several.
+        groups: int32[K, g + 1], bounds of groups of a chunk's examples, padding in none; None where units
+            have several.
+        chunks: int32[1], how many have examples.
     """
 
     places: Mapping[str, DevicePlaces]
@@ -46,6 +51,7 @@ class DeviceBatch(NamedTuple):
     units: Any
     longest: Any
     groups: Any
+    chunks: Any
 
 
 @dataclass(frozen=True)
@@ -113,38 +119,31 @@ class Sizes:
         return self._sizes[name]
 
 
-def examples_at_a_time(expected: int) -> int:
-    """Examples that pass through a tower at a time: a public number.
-
-    Products of matrices of one shape give an example the same bits whatever stands beside it. There is room
-    for what chance adds to the number that is expected, and little more.
-    """
-    most = expected + 4 * math.isqrt(expected)
-    chunks = -(-most // MOST_AT_A_TIME)
-    return max(SMALLEST, -(-most // (8 * max(chunks, 1))) * 8)
-
-
 @dataclass(frozen=True)
 class Pairs:
-    """The (unit, row) pairs that have several places.
+    """The (unit, row) pairs that have several places, chunk by chunk.
 
     Attributes:
         places: int32[q], numbers of places, pair by pair.
-        numbers: int32[q], the pair of each.
-        units: int32[p], the unit of each pair.
+        numbers: int32[q], the pair of each, counted from the first.
+        cuts: int64[k + 1], chunk i has the places `places[cuts[i]:cuts[i + 1]]`.
     """
 
     places: NDArray[np.int32]
     numbers: NDArray[np.int32]
-    units: NDArray[np.int32]
+    cuts: NDArray[np.int64]
 
 
-def repeated_pairs(reads: Reads, units: NDArray[np.int32]) -> Pairs:
+def repeated_pairs(
+    reads: Reads, units: NDArray[np.int32], chunks: NDArray[np.int32], number: int
+) -> Pairs:
     """Which places of a batch are a unit's second or first of several at one row.
 
     Args:
         reads: of one group.
         units: int32[n], the unit of each place, rising within the places of a row.
+        chunks: int32[n], the chunk of each place, one for all places of a unit.
+        number: of chunks.
     """
     order, starts = reads.runs.order, reads.runs.starts
     sorted_units = units[order]
@@ -155,8 +154,12 @@ def repeated_pairs(reads: Reads, units: NDArray[np.int32]) -> Pairs:
     lengths = np.diff(firsts)
     several = lengths > 1
     places = order[np.repeat(several, lengths)]
-    numbers = np.repeat(np.arange(int(several.sum()), dtype=np.int32), lengths[several])
-    return Pairs(places, numbers, sorted_units[firsts[:-1][several]])
+    pairs = np.repeat(np.arange(int(several.sum()), dtype=np.int32), lengths[several])
+    by_chunk = np.argsort(chunks[places], kind="stable")
+    places, pairs = places[by_chunk], pairs[by_chunk]
+    numbers = np.zeros(len(pairs), np.int32)
+    np.cumsum(pairs[1:] != pairs[:-1], out=numbers[1:])
+    return Pairs(places, numbers, np.searchsorted(chunks[places], np.arange(number + 1)))
 
 
 class Loading:
@@ -165,95 +168,126 @@ class Loading:
     Args:
         share: of a piece.
         layout: of the model.
+        at_a_time: examples in a chunk; at least those of any unit.
     """
 
-    def __init__(self, share: Share, layout: Layout) -> None:
+    def __init__(self, share: Share, layout: Layout, at_a_time: int) -> None:
         self._share, self._layout = share, layout
         offsets = share.batch.unit_offsets
-        self._of_unit: NDArray[np.int32] | None = None
+        self._bounds = np.arange(share.batch.num_examples + 1)
+        if share.groups is not None:
+            self._bounds = share.groups
+        elif offsets is not None:
+            self._bounds = offsets
+        self._chunks = Chunks.of_groups(self._bounds, at_a_time)
+        self._positions = self._chunks.positions()
         self._longest = 1
+        self._has_users = offsets is not None
+        self._units = self._positions % at_a_time  # of the examples, within their chunks
         if offsets is not None:
             lengths = np.diff(offsets)
-            self._of_unit = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
             self._longest = int(lengths.max(initial=1))
+            assert self._longest <= at_a_time, "a unit lies in one chunk"
+            numbers = np.repeat(np.arange(np.count_nonzero(lengths)), lengths[lengths > 0])
+            firsts = numbers[self._chunks.cuts[:-1]]
+            self._units = (numbers - np.repeat(firsts, np.diff(self._chunks.cuts))).astype(np.int32)
         self._pairs = {
-            group.name: repeated_pairs(share.reads[group.name], self._units_of(group))
+            group.name: self._pairs_of(share.reads[group.name])
             for group in layout.groups
-            if self._of_unit is not None or group.rows_may_repeat
+            if self._has_users or group.rows_may_repeat
         }
 
-    def needs(self, at_a_time: int) -> dict[str, int]:
+    def needs(self) -> dict[str, int]:
         """How many of everything there are, by name: the same names on every device."""
-        share = self._share
+        share, chunks = self._share, self._chunks
         needs = {
-            "chunks": max(1, -(-share.batch.num_examples // at_a_time)),
-            "units": share.batch.num_units,
+            "chunks": max(1, chunks.number),
             "longest": self._longest,
-            "groups": 0 if share.groups is None else len(share.groups) - 1,
+            "groups": 0 if share.groups is None else chunks.most_groups(self._bounds),
         }
         for group in self._layout.groups:
             name, pairs = group.name, self._pairs.get(group.name)
-            needs[f"places of {name}"] = len(share.reads[name].places.rows)
-            needs[f"repeated places of {name}"] = 0 if pairs is None else len(pairs.places)
+            places = share.reads[name].places
+            needs[f"places of {name}"] = _longest(places.offsets[chunks.cuts])
+            needs[f"repeated places of {name}"] = 0 if pairs is None else _longest(pairs.cuts)
         return needs
 
     def arrays(
         self,
         output: Output,
-        at_a_time: int,
         needs: Mapping[str, int],
         positions: Positions,
         rows: Mapping[str, int],
         sizes: Sizes,
-    ) -> tuple[DeviceBatch, int]:
+    ) -> DeviceBatch:
         """Padded arrays of one device.
 
         Args:
             output: of the model.
-            at_a_time: the number of examples is padded to a multiple.
             needs: the most that any device needs.
             positions: {group: int32[k], where the rows of the share's runs stand among those that are read}.
             rows: {group: how many rows are read, padding included}.
             sizes: of the run.
-
-        Returns:
-            The batch, and its number of units, padding included.
         """
-        share = self._share
-        batch = share.batch
-        size = at_a_time * sizes.most("chunks", needs["chunks"])
-        units = size if self._of_unit is None else sizes.of("units", needs["units"])
+        chunks, batch = self._chunks, self._share.batch
+        count = sizes.most("chunks", needs["chunks"])
+
+        def cut(values: NDArray[T], nothing: float) -> NDArray[T]:
+            return cut_up(values, chunks.cuts, count, chunks.size, nothing)
+
+        targets = output.targets(batch)
+        weights = targets.weights
+        if weights is None:
+            weights = np.ones(batch.num_examples, np.float32)
+        exposure = None if targets.exposure is None else cut(targets.exposure, 1.0)
         groups = None
-        if share.groups is not None:
-            count = sizes.most("groups", needs["groups"])
-            groups = padded(share.groups.astype(np.int32), count + 1, int(share.groups[-1]))
-        return (
-            DeviceBatch(
-                places={
-                    group.name: self._places(
-                        group, size, units, needs, positions[group.name], rows[group.name], sizes
-                    )
-                    for group in self._layout.groups
-                },
-                dense=padded(self._layout.numbers(batch), size, 0.0),
-                targets=_targets(output.targets(batch), size),
-                units=None if self._of_unit is None else padded(self._of_unit, size, units),
-                longest=np.int32(needs["longest"]),
-                groups=groups,
+        if self._share.groups is not None:
+            groups = chunks.within(self._bounds, sizes.of("groups", needs["groups"]), count)
+        return DeviceBatch(
+            places={
+                group.name: self._places(
+                    group, count, needs, positions[group.name], rows[group.name], sizes
+                )
+                for group in self._layout.groups
+            },
+            dense=cut(self._layout.numbers(batch), 0.0),
+            targets=JaxTargets._make(
+                (cut(targets.labels, 0.0), cut(weights, 0.0), exposure, np.float32(targets.offset))
             ),
-            units,
+            units=cut(self._units, chunks.size) if self._has_users else None,
+            longest=np.int32(needs["longest"]),
+            groups=groups,
+            chunks=np.array([chunks.number], np.int32),
         )
 
-    def _units_of(self, group: TableGroup) -> NDArray[np.int32]:
-        """The unit of every place of a group."""
-        examples = self._share.reads[group.name].places.examples
-        return examples if self._of_unit is None else self._of_unit[examples]
+    def norms(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Norms of the share's units in order, of those of all chunks; 0 for a unit without examples.
+
+        Args:
+            found: float64[chunks, at_a_time].
+        """
+        size, offsets = self._chunks.size, self._share.batch.unit_offsets
+        of_example: NDArray[np.float64] = found.reshape(-1)[
+            self._positions // size * size + self._units
+        ]
+        if offsets is None:
+            return of_example
+        norms = np.zeros(len(offsets) - 1)
+        held = np.diff(offsets) > 0
+        norms[held] = of_example[offsets[:-1][held]]
+        return norms
+
+    def _pairs_of(self, reads: Reads) -> Pairs:
+        """The pairs of one group that have several places."""
+        chunks = self._positions // self._chunks.size
+        examples = reads.places.examples
+        whose = chunks * self._chunks.size + self._units
+        return repeated_pairs(reads, whose[examples], chunks[examples], self._chunks.number)
 
     def _places(
         self,
         group: TableGroup,
-        size: int,
-        units: int,
+        count: int,
         needs: Mapping[str, int],
         positions: NDArray[np.int32],
         rows: int,
@@ -265,51 +299,54 @@ class Loading:
         of_place = np.empty(len(places.rows), np.int32)
         of_place[runs.order] = np.repeat(positions, np.diff(runs.starts))
         regular = not any(slot.field.is_bag for slot in group.slots)
+        size = self._chunks.size
         if regular:  # a place for every slot, whether the example has it or not
             length = size * len(group.slots)
-            at = places.examples.astype(np.int32) * len(group.slots) + slots
+            at = self._positions[places.examples] * len(group.slots) + slots
         else:
             length = sizes.of(f"places of {group.name}", needs[f"places of {group.name}"])
-            at = np.arange(len(places.rows), dtype=np.int32)
+            at = Chunks(places.offsets[self._chunks.cuts], length).positions()
 
-        def spread(values: NDArray[T], nothing: float) -> Any:
-            found = np.full(length, nothing, values.dtype)
+        def spread(values: NDArray[Any], nothing: float) -> Any:
+            found = np.full(count * length, nothing, values.dtype)
             found[at] = values
-            return found
+            return found.reshape(count, length)
 
+        of_pairs: tuple[Any, Any, Any] = (None, None, None)
         pairs = self._pairs.get(group.name)
-        numbers: Any = None
-        repeated: Any = None
-        pair_units: Any = None
         if pairs is not None:
             name = f"repeated places of {group.name}"
-            count = sizes.of(name, needs[name])
-            repeated = padded(at[pairs.places].astype(np.int32), count, length)
-            numbers = padded(pairs.numbers, count, count)
-            pair_units = padded(pairs.units, count, units)
+            most = sizes.of(name, needs[name])
+            firsts = np.searchsorted(pairs.numbers, np.arange(pairs.numbers.max(initial=-1) + 1))
+            cuts = np.searchsorted(firsts, pairs.cuts)
+            within = pairs.numbers - np.repeat(cuts[:-1], np.diff(pairs.cuts)).astype(np.int32)
+            units = self._units[places.examples[pairs.places[firsts]]]
+            of_pairs = (
+                cut_up(within, pairs.cuts, count, most, most),
+                cut_up(units, cuts, count, most, size),
+                cut_up(
+                    (at[pairs.places] % length).astype(np.int32), pairs.cuts, count, most, length
+                ),
+            )
         place_runs = spread(of_place, rows)
+        sums = partial_sums(place_runs.reshape(-1), rows)
+        if sums is not None:
+            sums = sums._replace(places=sums.places.reshape(count, length))
         return DevicePlaces(
             slots=None if regular else spread(slots.astype(np.int32), 0),
             coefs=spread(places.coefs, 0.0),
-            examples=None if regular else spread(places.examples, size),
+            examples=None if regular else spread(self._positions[places.examples] % size, size),
             runs=place_runs,
-            pairs=numbers,
-            pair_units=pair_units,
-            repeated=repeated,
-            sums=partial_sums(place_runs, rows),
+            pairs=of_pairs[0],
+            pair_units=of_pairs[1],
+            repeated=of_pairs[2],
+            sums=sums,
         )
 
 
-def _targets(targets: Targets, size: int) -> JaxTargets:
-    """Padded targets; padding has weight 0."""
-    weights = targets.weights
-    if weights is None:
-        weights = np.ones(len(targets.labels), np.float32)
-    exposure = None if targets.exposure is None else padded(targets.exposure, size, 1.0)
-    labels = padded(targets.labels, size, 0.0)
-    return JaxTargets._make(
-        (labels, padded(weights, size, 0.0), exposure, np.float32(targets.offset))
-    )
+def _longest(cuts: NDArray[np.int64]) -> int:
+    """The most that any chunk has."""
+    return int(np.diff(cuts).max(initial=0))
 
 
 def most_needed(needs: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -200,20 +200,17 @@ class Devices:
         """A function of arrays that all devices compute together.
 
         Args:
-            function: of what each device has; keyword arguments are static.
+            function: of what each device has.
             in_specs: CUT or WHOLE for each argument, or such a tree.
             out_specs: likewise of the result.
             donate: numbers of the arguments whose memory is used again.
         """
-
-        def together(*arrays: Any, **static: Any) -> Any:
-            def own(*parts: Any) -> T:
-                return function(*parts, **static)
-
-            if self.count == 1:
-                return own(*arrays)
-            return jax.shard_map(
-                own, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-            )(*arrays)
-
-        return jax.jit(together, donate_argnums=donate, static_argnames=("num_units",))
+        if self.count > 1:
+            function = jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=in_specs,
+                out_specs=out_specs,
+                check_vma=False,
+            )
+        return jax.jit(function, donate_argnums=donate)

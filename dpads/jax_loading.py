@@ -22,14 +22,12 @@ class Loaded:
 
     Attributes:
         batch: each device's share.
-        num_units: of a share, padding included.
         rows: {group: the rows that any process reads}.
         size_of: {group: how many of them a device has, padding included}.
         touched: {group: uint32[devices * size], their numbers}.
     """
 
     batch: DeviceBatch
-    num_units: int
     rows: Mapping[str, Rows]
     size_of: Mapping[str, int]
     touched: Mapping[str, jax.Array]
@@ -41,7 +39,7 @@ class Loader:
     Args:
         model: whose tables are read.
         devices: of all processes.
-        at_a_time: the number of examples on a device is padded to a multiple.
+        at_a_time: examples in a chunk of a device's.
 
     Attributes:
         blocks: {group: rows that each device has}.
@@ -74,8 +72,8 @@ class Loader:
             ProcessLostError: another process has gone.
         """
         shares = shares_of(piece, self._model, self.selected, self._devices.local)
-        loadings = [Loading(share, self._model.layout) for share in shares]
-        needs = self._agreed(most_needed([of_one.needs(self._at_a_time) for of_one in loadings]))
+        loadings = [Loading(share, self._model.layout, self._at_a_time) for share in shares]
+        needs = self._agreed(most_needed([of_one.needs() for of_one in loadings]))
         rows = {
             name: self.rows(name, self._of_all(own.runs.rows)) for name, own in piece.reads.items()
         }
@@ -87,13 +85,9 @@ class Loader:
                 name: rows[name].positions(own.runs.rows, size_of[name])
                 for name, own in share.reads.items()
             }
-            batch, units = loading.arrays(
-                self._model.output, self._at_a_time, needs, positions, read, self.sizes
-            )
-            ready.append(batch)
+            ready.append(loading.arrays(self._model.output, needs, positions, read, self.sizes))
         return Loaded(
             batch=self._on_devices(side_by_side(ready)),
-            num_units=units,
             rows=rows,
             size_of=size_of,
             touched={name: self.touched(name, own, size_of[name]) for name, own in rows.items()},

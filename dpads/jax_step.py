@@ -85,7 +85,9 @@ class Numbers(NamedTuple):
 # Which arguments lie where.
 STATE = State._make((CUT, WHOLE, WHOLE))
 FIXED = Fixed._make((WHOLE, WHOLE, CUT))
-BATCH = DeviceBatch._make((CUT, CUT, JaxTargets._make((CUT, CUT, CUT, WHOLE)), CUT, WHOLE, CUT))
+BATCH = DeviceBatch._make(
+    (CUT, CUT, JaxTargets._make((CUT, CUT, CUT, WHOLE)), CUT, WHOLE, CUT, CUT)
+)
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,6 @@ class Step:
         missed: Mapping[str, Missed] | None,
         fixed: Fixed,
         numbers: Numbers,
-        *,
-        num_units: int,
     ) -> State:
         """An iteration on a batch that is read whole; every row is read and written once.
 
@@ -133,14 +133,12 @@ class Step:
             missed: what they missed; None where nothing ever is.
             fixed: of the run.
             numbers: of the iteration.
-            num_units: U of the share, padding included; static.
         """
         rows = self.read(state.tables, touched, missed, fixed, numbers.now)
         sums, _ = self.clip.sums(
             {name: self.axis.all_rows(values) for name, values in rows.items()},
             state.params,
             batch,
-            num_units,
         )
         own = {name: self.axis.own_rows(values) for name, values in sums.rows.items()}
         dense = {name: self.axis.total(value) for name, value in sums.dense.items()}

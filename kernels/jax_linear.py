@@ -16,6 +16,7 @@ from dpads.kernels.jax_wide import by_unit, wide
 SMALLEST_NORMAL = np.float32(2.0**-126)
 SUMMED_AT_A_TIME = 256  # vectors, on a CPU
 SUMMED_AT_ONCE = 2048  # elsewhere, where small products leave a device idle
+GROUPS_AT_A_TIME = 4
 
 LayerSums: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -79,15 +80,17 @@ def linear_square_norms(
 
 
 def linear_sums(
+    sums: LayerSums,
     inputs: jax.Array,
     output_grads: jax.Array,
     factors: jax.Array,
     positions: int = 1,
     groups: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Clipped gradients of one linear layer, summed: weight float64[out, in], bias float64[out].
+) -> LayerSums:
+    """Sums of clipped gradients of one linear layer, with those of more examples.
 
     Args:
+        sums: weight float64[out, in] and bias float64[out].
         inputs: float32[B * positions, in], activations.
         output_grads: float32[B * positions, out].
         factors: float32[B]; a zero leaves the example out, finite or not.
@@ -98,28 +101,57 @@ def linear_sums(
     """
     if positions > 1:
         factors, groups = jnp.repeat(factors, positions), None
-    few = partial(_sums_in_pieces, size=SUMMED_AT_A_TIME)
-    many = partial(_sums_in_pieces, size=SUMMED_AT_ONCE)
+    few = partial(_in_pieces, most=SUMMED_AT_A_TIME)
+    many = partial(_in_pieces, most=SUMMED_AT_ONCE)
     found: LayerSums
     if groups is None:
-        found = lax.platform_dependent(inputs, output_grads, factors, cpu=few, default=many)
+        found = lax.platform_dependent(sums, inputs, output_grads, factors, cpu=few, default=many)
     else:  # in float64 throughout nothing is lost, and a GPU has no use for products of a hundred examples
         found = lax.platform_dependent(
+            sums,
             inputs,
             output_grads,
             factors,
             groups,
-            cpu=_grouped_sums,
-            default=lambda *of_all: many(*of_all[:3]),
+            cpu=_in_groups,
+            default=lambda *of_all: many(*of_all[:4]),
         )
     return found
 
 
-def _sums_in_pieces(
-    inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, size: int
+def no_sums(width_out: int, width_in: int) -> LayerSums:
+    """Sums of no examples."""
+    return jnp.zeros((width_out, width_in)), jnp.zeros(width_out)
+
+
+def additions(examples: int, at_a_time: int, positions: int = 1) -> float:
+    """Additions in turn behind any number of `linear_sums`, at most, in groups or not, on any device.
+
+    Args:
+        examples: of a batch.
+        at_a_time: of them in a call, at most.
+        positions: vectors of each.
+    """
+    of_groups = LARGEST_GROUP + examples / LARGEST_GROUP + examples / MEAN_GROUP
+    vectors, calls = at_a_time * positions, most_chunks(examples, at_a_time)
+    of_pieces = (
+        min(most, vectors) + calls * -(-vectors // most)
+        for most in (SUMMED_AT_A_TIME, SUMMED_AT_ONCE)
+    )
+    return max(of_groups, *of_pieces) + 1.0
+
+
+def most_chunks(examples: int, at_a_time: int) -> float:
+    """Chunks of whole units or groups, at most: two that follow each other do not fit into one."""
+    return 2.0 * examples / at_a_time + 1.0
+
+
+def _in_pieces(
+    sums: LayerSums, inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, most: int
 ) -> LayerSums:
-    """`linear_sums` in float64, so many vectors at a time: more padding at the end changes no order."""
-    count = -(-len(factors) // size)
+    """`linear_sums` in float64, so many vectors at a time."""
+    count = max(-(-len(factors) // most), 1)
+    size = -(-len(factors) // count)
 
     def pieces(values: jax.Array) -> jax.Array:
         short = count * size - len(values)
@@ -131,26 +163,10 @@ def _sums_in_pieces(
     ) -> tuple[LayerSums, None]:
         return _added(sums, *piece), None
 
-    sums: LayerSums = lax.scan(
-        add,
-        _nothing(inputs, output_grads),
-        (pieces(inputs), pieces(output_grads), pieces(factors)),
-    )[0]
-    return sums
-
-
-def additions(examples: int, positions: int = 1) -> float:
-    """Additions in turn behind any number of `linear_sums`, at most, in groups or not, on any device."""
-    of_groups = LARGEST_GROUP + examples / LARGEST_GROUP + examples / MEAN_GROUP
-    sizes = (SUMMED_AT_A_TIME, SUMMED_AT_ONCE)
-    of_pieces = (size + examples * positions / size for size in sizes)
-    return max(of_groups, *of_pieces) + 1.0
-
-
-def _nothing(inputs: jax.Array, output_grads: jax.Array) -> LayerSums:
-    """Sums of no examples."""
-    width_in, width_out = inputs.shape[1], output_grads.shape[1]
-    return jnp.zeros((width_out, width_in)), jnp.zeros(width_out)
+    found: LayerSums = lax.scan(add, sums, (pieces(inputs), pieces(output_grads), pieces(factors)))[
+        0
+    ]
+    return found
 
 
 def _added(
@@ -164,34 +180,51 @@ def _added(
     return sums[0] + product, sums[1] + jnp.sum(left, axis=0)
 
 
-def _grouped_sums(
-    inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, groups: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`linear_sums`, group by group."""
-    size, begins, ends = LARGEST_GROUP, groups[:-1], groups[1:]
+def _in_groups(
+    sums: LayerSums,
+    inputs: jax.Array,
+    output_grads: jax.Array,
+    factors: jax.Array,
+    groups: jax.Array,
+) -> LayerSums:
+    """`linear_sums`, group by group; some at a time, so that the float64 sums pass the cache less often."""
+    size = LARGEST_GROUP
+    short = max(size - len(factors), 0)
+    inputs, output_grads = (jnp.pad(v, [(0, short), (0, 0)]) for v in (inputs, output_grads))
+    factors = jnp.pad(factors, (0, short))
+    more = -(len(groups) - 1) % GROUPS_AT_A_TIME
+    bounds = jnp.pad(groups, (0, more), mode="edge")
+    begins, ends = bounds[:-1], bounds[1:]
     large = ends - begins > size
 
     def piece(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Examples begin:end, as many as fit; after them others, whose factors are 0."""
-        rows = begin + jnp.arange(size, dtype=jnp.int32)
+        """Examples begin:end, as many as fit, among others whose factors are 0."""
+        first = jnp.clip(begin, 0, len(factors) - size)
         right, left, scale = (
-            values.at[rows].get(mode="fill", fill_value=0.0, indices_are_sorted=True)
+            lax.dynamic_slice_in_dim(values, first, size)
             for values in (inputs, output_grads, factors)
         )
-        return right, left, jnp.where(rows < end, scale, np.float32(0.0))
+        rows = first + jnp.arange(size, dtype=jnp.int32)
+        own = (rows >= begin) & (rows < end)
+        return right, left, jnp.where(own, scale, np.float32(0.0))
 
-    def add_small(
-        sums: LayerSums, bounds: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[LayerSums, None]:
-        begin, end, is_large = bounds
-        right, left, scale = piece(begin, jnp.where(is_large, begin, end))
+    def product(group: jax.Array) -> LayerSums:
+        """Of a group that is not large, float32, and what its bias adds, float64."""
+        begin, end = begins[group], ends[group]
+        right, left, scale = piece(begin, jnp.where(large[group], begin, end))
         out = scale[:, None] == 0.0
         right = jnp.where(out, np.float32(0.0), right)
         left = jnp.where(out, np.float32(0.0), scale[:, None] * left)
         # products below the normal float32 numbers have few digits and may round up: they become zero
         left = jnp.where(jnp.abs(left) >= SMALLEST_NORMAL, left, np.float32(0.0))
-        product = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
-        return (sums[0] + wide(product), sums[1] + jnp.sum(wide(left), axis=0)), None
+        weight = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
+        return weight, jnp.sum(wide(left), axis=0)
+
+    def add_some(number: jax.Array, sums: LayerSums) -> LayerSums:
+        weight, bias = sums
+        for found in [product(number * GROUPS_AT_A_TIME + i) for i in range(GROUPS_AT_A_TIME)]:
+            weight, bias = weight + wide(found[0]), bias + found[1]
+        return weight, bias
 
     def add_large(state: tuple[jax.Array, LayerSums]) -> tuple[jax.Array, LayerSums]:
         left_over, sums = state
@@ -199,12 +232,14 @@ def _grouped_sums(
         begin, end = begins[group], ends[group]
 
         def add(index: jax.Array, sums: LayerSums) -> LayerSums:
-            return _added(sums, *piece(begin + index * size, end))
+            first = begin + index * size
+            return _added(sums, *piece(first, jnp.minimum(first + size, end)))
 
         pieces = (end - begin + size - 1) // size
         return left_over.at[group].set(False), lax.fori_loop(0, pieces, add, sums)
 
-    start = _nothing(inputs, output_grads)
-    sums, _ = lax.scan(add_small, start, (begins, ends, large))
+    last = jnp.max(jnp.where(ends > begins, jnp.arange(1, len(ends) + 1, dtype=jnp.int32), 0))
+    turns = (last + GROUPS_AT_A_TIME - 1) // GROUPS_AT_A_TIME
+    sums = lax.fori_loop(0, turns, add_some, sums)
     found: LayerSums = lax.while_loop(lambda state: jnp.any(state[0]), add_large, (large, sums))[1]
     return found

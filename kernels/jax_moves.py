@@ -148,8 +148,7 @@ def noisy_means(
     # one stream of rows, whosever they are: many short ones would each be compiled
     rows = jnp.concatenate([jnp.arange(count, dtype=jnp.uint32) for count in counts.values()])
     key = jnp.concatenate(
-        [jnp.broadcast_to(keys[name][:, None], (8, count)) for name, count in counts.items()],
-        axis=1,
+        [jnp.broadcast_to(keys[name], (count, 8)) for name, count in counts.items()]
     )
     normals = row_normals(key, rows, step, NORMALS_PER_ROW)
     means, first = {}, 0

@@ -191,30 +191,17 @@ def example_factors(factors: jax.Array, units: jax.Array | None) -> jax.Array:
     return factors.at[units].get(mode="fill", fill_value=0.0)
 
 
-def row_sums(
-    grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array, rows: int
+def clipped_vectors(
+    grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array
 ) -> jax.Array:
-    """Sums of clipped gradients of the rows that are read, float64[R, dim], by partial sums.
+    """What each place adds to its row's sum, float64[P, dim].
 
     Args:
         grads: float32[B, S * dim], gradients of the losses with respect to the group's features.
         places: of the batch.
         slots: S.
         factors: float32[B]; a zero leaves the example out, finite or not.
-        rows: R.
-
-    Guarantees:
-        - Behind a sum are `ROW_ADDITIONS` additions in turn at most, in whatever order the device adds.
     """
-    vectors = clipped_vectors(grads, places, slots, factors)
-    found = zero_sums(places, rows, vectors.shape[1])
-    return carried(add_vectors(found, places.numbers, vectors), places, rows)
-
-
-def clipped_vectors(
-    grads: jax.Array, places: DevicePlaces, slots: int, factors: jax.Array
-) -> jax.Array:
-    """What each place adds to its row's sum, float64[P, dim]; the arguments are those of `row_sums`."""
     by_slot = grads.reshape(len(grads) * slots, -1)
     if places.examples is None:
         scales = jnp.repeat(wide(factors), slots)
@@ -226,15 +213,20 @@ def clipped_vectors(
 
 
 def zero_sums(places: DevicePlaces, rows: int, dim: int) -> jax.Array:
-    """Sums of nothing, of rows and then partial ones, float64[R + E, dim].
+    """Sums of nothing, of rows and then partial ones, float64[R + E, dim]; `add_vectors` adds to them.
+
+    Args:
+        places: of the batch, whatever chunks it is in.
+        rows: R.
+        dim: of their vectors.
 
     Raises:
         ValueError: there are no partial sums, and so many places that they are needed.
     """
     if places.sums is None:
-        if len(places.runs) > SUMMED_AT_A_TIME:
+        if places.runs.size > SUMMED_AT_A_TIME:
             raise ValueError(
-                f"Expected the partial sums of {len(places.runs):,} places, got none: the rounding of sums "
+                f"Expected the partial sums of {places.runs.size:,} places, got none: the rounding of sums "
                 "would grow with the places of a row. Make them with partial_sums."
             )
         return jnp.zeros((rows, dim))
@@ -247,7 +239,11 @@ def add_vectors(sums: jax.Array, numbers: jax.Array, vectors: jax.Array) -> jax.
 
 
 def carried(sums: jax.Array, places: DevicePlaces, rows: int) -> jax.Array:
-    """Sums of rows, partial ones added to them, float64[R, dim]."""
+    """Sums of rows, partial ones added to them, float64[R, dim].
+
+    Guarantees:
+        - Behind a sum are `ROW_ADDITIONS` additions in turn at most, in whatever order the device adds.
+    """
     first = rows
     for carry in () if places.sums is None else places.sums.carries:
         part = lax.slice_in_dim(sums, first, first + len(carry))

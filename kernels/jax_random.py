@@ -5,12 +5,15 @@ The cipher runs on whole rows of its 4 x 4 state: one quarter round on four arra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from numpy.typing import NDArray
 
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
@@ -19,10 +22,14 @@ WORDS = 16  # of a block
 NORMALS_PER_ROW = 16  # of a flat vector
 REFINED = 1 << 20  # first words below this take a second one
 MIDDLE = 1 << 31  # the second word of the others
-BLOCKS_AT_A_TIME = 4096  # on a CPU: states that stay in the second-level cache
+BLOCKS_AT_A_TIME = 128  # on a CPU: states that stay in the first-level cache
+# XLA makes one kernel of such a call on a CPU, where it would else make one of each line, and start each.
+# Words are the same without: it is a matter of speed alone.
+ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Normals / this is how many rows take second words at a time; one normal in 8192 needs them.
 REFINED_SHARE = 2048
 ROOT = 0xB504F333  # sqrt(2) * 2^31
+_metadata: Any = set_xla_metadata  # JAX has no types for it
 LOG_2 = np.float32(0.6931471805599453)
 TURN = np.float32(1.4629180792671596e-09)  # 2 pi / 2^32
 
@@ -67,13 +74,13 @@ def keystream(key: jax.Array, counters: jax.Array, nonces: jax.Array) -> jax.Arr
     """ChaCha20 blocks, uint32[16, n], as RFC 8439 section 2.3 defines them.
 
     Args:
-        key: uint32[8], or uint32[8, n], a key for each block.
+        key: uint32[8], or uint32[n, 8], a key for each block.
         counters: uint32[n].
         nonces: uint32[3, n].
     """
     count = len(counters)
     a = jnp.broadcast_to(jnp.array(CONSTANTS, jnp.uint32)[:, None], (4, count))
-    b, c = jnp.broadcast_to(key.reshape(2, 4, -1), (2, 4, count))
+    b, c = jnp.broadcast_to(key.T.reshape(2, 4, -1), (2, 4, count))
     d = jnp.concatenate([counters[None], nonces])
     state = lax.fori_loop(0, DOUBLE_ROUNDS, _double_round, (a, b, c, d))
     return jnp.concatenate(
@@ -85,7 +92,7 @@ def _row_blocks(key: jax.Array, rows: jax.Array, step: jax.Array, blocks: int) -
     """The first blocks of every row, uint32[blocks * 16, n]."""
     count = len(rows)
     if key.ndim == 2:
-        key = jnp.tile(key, (1, blocks))
+        key = jnp.tile(key, (blocks, 1))
     counters = jnp.repeat(jnp.arange(blocks, dtype=jnp.uint32), count)
     low, high = (jnp.broadcast_to(word, (blocks * count,)) for word in (step[0], step[1]))
     words = keystream(key, counters, jnp.stack([jnp.tile(rows, blocks), low, high]))
@@ -156,12 +163,26 @@ def _in_rows(normals: jax.Array, dim: int) -> jax.Array:
     return normals.reshape(*outer, 2 * pairs, count)[..., :dim, :].swapaxes(-1, -2)
 
 
+def _in_one_kernel(key: jax.Array, rows: jax.Array, step: jax.Array, blocks: int) -> jax.Array:
+    """`_row_blocks` on a CPU."""
+    with _metadata(**ONE_KERNEL):
+        words: jax.Array = _called(key, rows, step, blocks)
+        return words
+
+
+_called = jax.jit(_row_blocks, static_argnums=3)
+
+
 def _coarse(
-    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+    key: jax.Array,
+    rows: jax.Array,
+    step: jax.Array,
+    dim: int,
+    blocks_of: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array] = _row_blocks,
 ) -> tuple[jax.Array, jax.Array]:
     """Normals without second words, float32[pairs, 2, n], and which rows need some, bool[n]."""
     pairs = -(-dim // 2)
-    words = _row_blocks(key, rows, step, -(-2 * pairs // WORDS))[: 2 * pairs]
+    words = blocks_of(key, rows, step, -(-2 * pairs // WORDS))[: 2 * pairs]
     high, turn = words[0::2], words[1::2]
     normals = _box_muller(high, jnp.full_like(high, MIDDLE), turn)
     return normals, jnp.min(high, axis=0) < REFINED
@@ -196,17 +217,16 @@ def _in_pieces(
     size = -(-count // pieces)
 
     def pieces_of(values: jax.Array) -> jax.Array:
-        """[..., n] as [pieces, ..., size], zeros at the end."""
-        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, pieces * size - count)])
-        return jnp.moveaxis(padded.reshape(*values.shape[:-1], pieces, size), -2, 0)
+        """[n, ...] as [pieces, size, ...], zeros at the end."""
+        padded = jnp.pad(values, [(0, pieces * size - count)] + [(0, 0)] * (values.ndim - 1))
+        return padded.reshape(pieces, size, *values.shape[1:])
 
     # the normals change places outside the loop: fused with that, Box-Muller would not be vectorised
+    some = partial(_coarse, step=step, dim=dim, blocks_of=_in_one_kernel)
     if key.ndim == 1:
-        normals, refine = lax.map(lambda some: _coarse(key, some, step, dim), pieces_of(rows))
+        normals, refine = lax.map(lambda rows: some(key, rows), pieces_of(rows))
     else:
-        normals, refine = lax.map(
-            lambda some: _coarse(some[0], some[1], step, dim), (pieces_of(key), pieces_of(rows))
-        )
+        normals, refine = lax.map(lambda of_some: some(*of_some), (pieces_of(key), pieces_of(rows)))
     return _in_rows(normals, dim).reshape(-1, dim)[:count], refine.reshape(-1)[:count]
 
 
@@ -214,7 +234,7 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
     """Standard normals of rows, float32[n, dim]; each depends on (key, step, row) alone.
 
     Args:
-        key: uint32[8], or uint32[8, n], a key for each row.
+        key: uint32[8], or uint32[n, 8], a key for each row.
         rows: uint32[n], row addresses.
         step: uint32[2], from `step_words`.
         dim: normals per row.
@@ -234,7 +254,7 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
     def refined(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         normals, refine = state
         (at,) = jnp.nonzero(refine, size=size, fill_value=count)
-        own = key if key.ndim == 1 else key.at[:, at].get(mode="clip")
+        own = key if key.ndim == 1 else key.at[at].get(mode="clip")
         found = _fine(own, rows.at[at].get(mode="clip"), step, dim)
         return normals.at[at].set(found, mode="drop"), refine.at[at].set(False, mode="drop")
 

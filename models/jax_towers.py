@@ -67,11 +67,21 @@ class JaxTower:
         known = {name for layer in self.linears for name in layer.shapes}
         return tuple(name for name in self.shapes if name not in known)
 
-    def additions(self, examples: int) -> float:
-        """Additions in turn behind any number of the tower's clipped sums over so many examples, at most."""
-        of_chunks = self.chunk + examples / self.chunk + 2.0 if self.whole else 0.0
-        of_layers = (jax_linear.additions(examples, layer.positions) for layer in self.linears)
-        return max(of_chunks, *of_layers, 0.0)
+    def additions(self, examples: int, at_a_time: int) -> float:
+        """Additions in turn behind any number of the tower's clipped sums, at most.
+
+        Args:
+            examples: of a batch.
+            at_a_time: of them that pass through the tower at once, at most.
+        """
+        of_whole = 0.0
+        if self.whole:
+            calls = jax_linear.most_chunks(examples, at_a_time)
+            of_whole = self.chunk + calls * (-(-at_a_time // self.chunk) + 2.0)
+        of_layers = (
+            jax_linear.additions(examples, at_a_time, layer.positions) for layer in self.linears
+        )
+        return max(of_whole, *of_layers, 0.0)
 
     def logits(self, params: Values, features: jax.Array) -> jax.Array:
         """Logits, [B]."""
@@ -123,6 +133,7 @@ class JaxTower:
         units: jax.Array | None,
         squares: jax.Array,
         parts: jax.Array,
+        sums: Values,
         factors_of: FactorsOf,
     ) -> WholeSums:
         """Clips and sums the gradients by the parameters of `whole`, a chunk of examples at a time.
@@ -135,11 +146,12 @@ class JaxTower:
                 unit i.
             squares: float64[U], the units' squared norms over all other parameters.
             parts: float64[U], sums of the norms of parts that may cancel, of all other parameters.
+            sums: {parameter: float64}, of other examples.
             factors_of: (squares float64[k], parts float64[k]) -> clip factors float32[k].
 
         Returns:
-            Squares and parts with these parameters, and their sums of clipped gradients: of the very vectors
-            that were measured.
+            Squares and parts with these parameters, and their sums with those of clipped gradients: of the
+            very vectors that were measured.
         """
         if not self.whole:
             return WholeSums(squares, parts, {})
@@ -149,8 +161,7 @@ class JaxTower:
             target = JaxTargets(*rows[1:], offset=targets.offset)
             return self.whole_gradients(params, rows.features, target)
 
-        zeros = {name: jnp.zeros(self.shapes[name], jnp.float64) for name in self.whole}
-        others = WholeSums(squares, parts, zeros)
+        others = WholeSums(squares, parts, {name: sums[name] for name in self.whole})
         return clip_chunks(gradients, rows, units, others, self.chunk, factors_of)
 
     def whole_gradients(

@@ -92,12 +92,12 @@ def clip_chunks(
         rows: all B examples.
         units: int32[B], rising, the unit of each example; U or more for padding. None where example i is
             unit i.
-        others: squares and parts over all other parameters, and zeros.
+        others: squares and parts over all other parameters, and the sums of other examples.
         chunk: examples at a time.
         factors_of: (squares float64[k], parts float64[k]) -> clip factors float32[k].
 
     Returns:
-        Squares and parts over all parameters, and the sums.
+        Squares and parts over all parameters, and the sums with those of the examples.
     """
     cut = partial(_cut, count=len(rows.features), chunk=chunk)
     chunks: Rows = jax.tree.map(cut, rows)
@@ -156,10 +156,10 @@ def _add(
     return added
 
 
-def _nothing(zeros: Mapping[str, jax.Array]) -> _Segments:
-    """A segment of no unit."""
+def _nothing(sums: Mapping[str, jax.Array]) -> _Segments:
+    """A segment of no unit, of gradients shaped as their sums."""
     nothing = jnp.zeros(1, jnp.float64)
-    merged = {name: value[None] for name, value in zeros.items()}
+    merged = {name: jnp.zeros_like(value)[None] for name, value in sums.items()}
     return _Segments(jnp.full(1, -1, jnp.int32), merged, nothing, nothing)
 
 

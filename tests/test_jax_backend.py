@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import dpads
-from dpads import jax_backend, jax_batches, training
+from dpads import jax_backend, training
 from dpads.accounting.ledger import Ledger
 from dpads.errors import CheckpointError, ConfigError
 from dpads.jax_hosts import Devices
@@ -279,6 +279,6 @@ def test_scalar_columns_in_chunks_train_as_in_torch(
         buckets={"a": 60, "b": 7},
     )  # fmt: skip
     store = dpads.prepare(tmp_path / "log.parquet", schema, out=tmp_path / "store")
-    monkeypatch.setattr(jax_batches, "MOST_AT_A_TIME", chunk)
+    monkeypatch.setattr(jax_backend, "MOST_AT_A_TIME", chunk)
     model = dpads.models.Mlp(embedding_dim="auto", hidden=(4,))  # a width for each table
     alike(*(trained(name, store, model) for name in ("torch", "jax")))
