@@ -17,6 +17,7 @@ SMALLEST_NORMAL = np.float32(2.0**-126)
 SUMMED_AT_A_TIME = 256  # vectors, on a CPU
 SUMMED_AT_ONCE = 2048  # elsewhere, where small products leave a device idle
 GROUPS_AT_A_TIME = 4
+GROUP_SIZES = (MEAN_GROUP, (MEAN_GROUP + LARGEST_GROUP) // 2, LARGEST_GROUP)  # of products
 
 LayerSums: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -101,8 +102,8 @@ def linear_sums(
     """
     if positions > 1:
         factors, groups = jnp.repeat(factors, positions), None
-    few = partial(_in_pieces, most=SUMMED_AT_A_TIME)
-    many = partial(_in_pieces, most=SUMMED_AT_ONCE)
+    few = partial(_in_pieces, size=SUMMED_AT_A_TIME)
+    many = partial(_in_pieces, size=SUMMED_AT_ONCE)
     found: LayerSums
     if groups is None:
         found = lax.platform_dependent(sums, inputs, output_grads, factors, cpu=few, default=many)
@@ -135,8 +136,8 @@ def additions(examples: int, at_a_time: int, positions: int = 1) -> float:
     of_groups = LARGEST_GROUP + examples / LARGEST_GROUP + examples / MEAN_GROUP
     vectors, calls = at_a_time * positions, most_chunks(examples, at_a_time)
     of_pieces = (
-        min(most, vectors) + calls * -(-vectors // most)
-        for most in (SUMMED_AT_A_TIME, SUMMED_AT_ONCE)
+        min(size, vectors) + calls * -(-vectors // size)
+        for size in (SUMMED_AT_A_TIME, SUMMED_AT_ONCE)
     )
     return max(of_groups, *of_pieces) + 1.0
 
@@ -147,11 +148,10 @@ def most_chunks(examples: int, at_a_time: int) -> float:
 
 
 def _in_pieces(
-    sums: LayerSums, inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, most: int
+    sums: LayerSums, inputs: jax.Array, output_grads: jax.Array, factors: jax.Array, size: int
 ) -> LayerSums:
-    """`linear_sums` in float64, so many vectors at a time."""
-    count = max(-(-len(factors) // most), 1)
-    size = -(-len(factors) // count)
+    """`linear_sums` in float64, so many vectors at a time: more padding at the end changes no order."""
+    count = -(-len(factors) // size)
 
     def pieces(values: jax.Array) -> jax.Array:
         short = count * size - len(values)
@@ -169,17 +169,6 @@ def _in_pieces(
     return found
 
 
-def _added(
-    sums: LayerSums, inputs: jax.Array, output_grads: jax.Array, factors: jax.Array
-) -> LayerSums:
-    """The sums with those of some examples, in float64."""
-    out = factors[:, None] == 0.0
-    left = jnp.where(out, 0.0, wide(factors)[:, None] * wide(output_grads))
-    right = jnp.where(out, 0.0, wide(inputs))
-    product = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
-    return sums[0] + product, sums[1] + jnp.sum(left, axis=0)
-
-
 def _in_groups(
     sums: LayerSums,
     inputs: jax.Array,
@@ -188,17 +177,18 @@ def _in_groups(
     groups: jax.Array,
 ) -> LayerSums:
     """`linear_sums`, group by group; some at a time, so that the float64 sums pass the cache less often."""
-    size = LARGEST_GROUP
-    short = max(size - len(factors), 0)
+    short = max(LARGEST_GROUP - len(factors), 0)
     inputs, output_grads = (jnp.pad(v, [(0, short), (0, 0)]) for v in (inputs, output_grads))
     factors = jnp.pad(factors, (0, short))
     more = -(len(groups) - 1) % GROUPS_AT_A_TIME
     bounds = jnp.pad(groups, (0, more), mode="edge")
     begins, ends = bounds[:-1], bounds[1:]
-    large = ends - begins > size
+    large = ends - begins > LARGEST_GROUP
 
-    def piece(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Examples begin:end, as many as fit, among others whose factors are 0."""
+    def piece(
+        begin: jax.Array, end: jax.Array, size: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Inputs, gradients and factors of examples begin:end, among others whose factors are 0."""
         first = jnp.clip(begin, 0, len(factors) - size)
         right, left, scale = (
             lax.dynamic_slice_in_dim(values, first, size)
@@ -208,10 +198,9 @@ def _in_groups(
         own = (rows >= begin) & (rows < end)
         return right, left, jnp.where(own, scale, np.float32(0.0))
 
-    def product(group: jax.Array) -> LayerSums:
-        """Of a group that is not large, float32, and what its bias adds, float64."""
-        begin, end = begins[group], ends[group]
-        right, left, scale = piece(begin, jnp.where(large[group], begin, end))
+    def product(begin: jax.Array, end: jax.Array, size: int) -> LayerSums:
+        """Of a group, float32[out, in], and what its bias adds, float64[out]."""
+        right, left, scale = piece(begin, end, size)
         out = scale[:, None] == 0.0
         right = jnp.where(out, np.float32(0.0), right)
         left = jnp.where(out, np.float32(0.0), scale[:, None] * left)
@@ -220,9 +209,18 @@ def _in_groups(
         weight = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
         return weight, jnp.sum(wide(left), axis=0)
 
+    def small(group: jax.Array) -> LayerSums:
+        """Of a group that is not large, by the smallest shape that has room for it."""
+        begin = begins[group]
+        end = jnp.where(large[group], begin, ends[group])
+        fits = jnp.searchsorted(jnp.array(GROUP_SIZES), end - begin)
+        shapes = [partial(product, size=size) for size in GROUP_SIZES]
+        found: LayerSums = lax.switch(fits, shapes, begin, end)
+        return found
+
     def add_some(number: jax.Array, sums: LayerSums) -> LayerSums:
         weight, bias = sums
-        for found in [product(number * GROUPS_AT_A_TIME + i) for i in range(GROUPS_AT_A_TIME)]:
+        for found in [small(number * GROUPS_AT_A_TIME + i) for i in range(GROUPS_AT_A_TIME)]:
             weight, bias = weight + wide(found[0]), bias + found[1]
         return weight, bias
 
@@ -232,10 +230,11 @@ def _in_groups(
         begin, end = begins[group], ends[group]
 
         def add(index: jax.Array, sums: LayerSums) -> LayerSums:
-            first = begin + index * size
-            return _added(sums, *piece(first, jnp.minimum(first + size, end)))
+            first = begin + index * LARGEST_GROUP
+            last = jnp.minimum(first + LARGEST_GROUP, end)
+            return _added(sums, *piece(first, last, LARGEST_GROUP))
 
-        pieces = (end - begin + size - 1) // size
+        pieces = (end - begin + LARGEST_GROUP - 1) // LARGEST_GROUP
         return left_over.at[group].set(False), lax.fori_loop(0, pieces, add, sums)
 
     last = jnp.max(jnp.where(ends > begins, jnp.arange(1, len(ends) + 1, dtype=jnp.int32), 0))
@@ -243,3 +242,14 @@ def _in_groups(
     sums = lax.fori_loop(0, turns, add_some, sums)
     found: LayerSums = lax.while_loop(lambda state: jnp.any(state[0]), add_large, (large, sums))[1]
     return found
+
+
+def _added(
+    sums: LayerSums, inputs: jax.Array, output_grads: jax.Array, factors: jax.Array
+) -> LayerSums:
+    """The sums with those of some examples, in float64."""
+    out = factors[:, None] == 0.0
+    left = jnp.where(out, 0.0, wide(factors)[:, None] * wide(output_grads))
+    right = jnp.where(out, 0.0, wide(inputs))
+    product = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
+    return sums[0] + product, sums[1] + jnp.sum(left, axis=0)

@@ -147,10 +147,11 @@ def noisy_means(
     counts = {name: -(-total.size // NORMALS_PER_ROW) for name, total in sums.items()}
     # one stream of rows, whosever they are: many short ones would each be compiled
     rows = jnp.concatenate([jnp.arange(count, dtype=jnp.uint32) for count in counts.values()])
-    key = jnp.concatenate(
-        [jnp.broadcast_to(keys[name], (count, 8)) for name, count in counts.items()]
+    whose = jnp.concatenate(
+        [jnp.full(count, i, jnp.int32) for i, count in enumerate(counts.values())]
     )
-    normals = row_normals(key, rows, step, NORMALS_PER_ROW)
+    key = jnp.stack([keys[name] for name in counts])
+    normals = row_normals(key, rows, step, NORMALS_PER_ROW, whose)
     means, first = {}, 0
     for name, total in sums.items():
         own = normals[first : first + counts[name]].reshape(-1)[: total.size]

@@ -163,6 +163,11 @@ def _in_rows(normals: jax.Array, dim: int) -> jax.Array:
     return normals.reshape(*outer, 2 * pairs, count)[..., :dim, :].swapaxes(-1, -2)
 
 
+def _own(key: jax.Array, whose: jax.Array | None) -> jax.Array:
+    """The one key, or that of each row."""
+    return key if whose is None else key.at[whose].get(mode="clip")
+
+
 def _in_one_kernel(key: jax.Array, rows: jax.Array, step: jax.Array, blocks: int) -> jax.Array:
     """`_row_blocks` on a CPU."""
     with _metadata(**ONE_KERNEL):
@@ -175,6 +180,7 @@ _called = jax.jit(_row_blocks, static_argnums=3)
 
 def _coarse(
     key: jax.Array,
+    whose: jax.Array | None,
     rows: jax.Array,
     step: jax.Array,
     dim: int,
@@ -182,7 +188,7 @@ def _coarse(
 ) -> tuple[jax.Array, jax.Array]:
     """Normals without second words, float32[pairs, 2, n], and which rows need some, bool[n]."""
     pairs = -(-dim // 2)
-    words = blocks_of(key, rows, step, -(-2 * pairs // WORDS))[: 2 * pairs]
+    words = blocks_of(_own(key, whose), rows, step, -(-2 * pairs // WORDS))[: 2 * pairs]
     high, turn = words[0::2], words[1::2]
     normals = _box_muller(high, jnp.full_like(high, MIDDLE), turn)
     return normals, jnp.min(high, axis=0) < REFINED
@@ -200,15 +206,15 @@ def _fine(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Arr
 
 
 def _at_once(
-    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+    key: jax.Array, whose: jax.Array | None, rows: jax.Array, step: jax.Array, dim: int
 ) -> tuple[jax.Array, jax.Array]:
     """`_coarse` of all rows, the normals float32[n, dim]."""
-    normals, refine = _coarse(key, rows, step, dim)
+    normals, refine = _coarse(key, whose, rows, step, dim)
     return _in_rows(normals, dim), refine
 
 
 def _in_pieces(
-    key: jax.Array, rows: jax.Array, step: jax.Array, dim: int
+    key: jax.Array, whose: jax.Array | None, rows: jax.Array, step: jax.Array, dim: int
 ) -> tuple[jax.Array, jax.Array]:
     """The same, so many rows at a time that their states stay in a CPU's cache."""
     count = len(rows)
@@ -217,27 +223,32 @@ def _in_pieces(
     size = -(-count // pieces)
 
     def pieces_of(values: jax.Array) -> jax.Array:
-        """[n, ...] as [pieces, size, ...], zeros at the end."""
-        padded = jnp.pad(values, [(0, pieces * size - count)] + [(0, 0)] * (values.ndim - 1))
-        return padded.reshape(pieces, size, *values.shape[1:])
+        """[n] as [pieces, size], zeros at the end."""
+        return jnp.pad(values, (0, pieces * size - count)).reshape(pieces, size)
 
     # the normals change places outside the loop: fused with that, Box-Muller would not be vectorised
-    some = partial(_coarse, step=step, dim=dim, blocks_of=_in_one_kernel)
-    if key.ndim == 1:
-        normals, refine = lax.map(lambda rows: some(key, rows), pieces_of(rows))
-    else:
-        normals, refine = lax.map(lambda of_some: some(*of_some), (pieces_of(key), pieces_of(rows)))
+    normals, refine = lax.map(
+        lambda some: _coarse(key, some[0], some[1], step, dim, _in_one_kernel),
+        (None if whose is None else pieces_of(whose), pieces_of(rows)),
+    )
     return _in_rows(normals, dim).reshape(-1, dim)[:count], refine.reshape(-1)[:count]
 
 
-def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> jax.Array:
+def row_normals(
+    key: jax.Array,
+    rows: jax.Array,
+    step: jax.Array,
+    dim: int,
+    whose: jax.Array | None = None,
+) -> jax.Array:
     """Standard normals of rows, float32[n, dim]; each depends on (key, step, row) alone.
 
     Args:
-        key: uint32[8], or uint32[n, 8], a key for each row.
+        key: uint32[8]; or uint32[k, 8], of which each row has one.
         rows: uint32[n], row addresses.
         step: uint32[2], from `step_words`.
         dim: normals per row.
+        whose: int32[n], the row's key; None where there is one for all.
 
     Guarantees:
         - They are those of `gaussian.fill_normals` up to a few units in the last place.
@@ -247,15 +258,15 @@ def row_normals(key: jax.Array, rows: jax.Array, step: jax.Array, dim: int) -> j
         return jnp.zeros((0, dim), jnp.float32)
     rows = rows.astype(jnp.uint32)
     normals, refine = lax.platform_dependent(
-        key, rows, step, cpu=partial(_in_pieces, dim=dim), default=partial(_at_once, dim=dim)
+        key, whose, rows, step, cpu=partial(_in_pieces, dim=dim), default=partial(_at_once, dim=dim)
     )
     size = min(-(-count * dim // REFINED_SHARE), count)
 
     def refined(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         normals, refine = state
         (at,) = jnp.nonzero(refine, size=size, fill_value=count)
-        own = key if key.ndim == 1 else key.at[at].get(mode="clip")
-        found = _fine(own, rows.at[at].get(mode="clip"), step, dim)
+        own = None if whose is None else whose.at[at].get(mode="clip")
+        found = _fine(_own(key, own), rows.at[at].get(mode="clip"), step, dim)
         return normals.at[at].set(found, mode="drop"), refine.at[at].set(False, mode="drop")
 
     # one turn nearly always: the few rows with a long radius fit

@@ -169,19 +169,12 @@ def recent_intervals(
             decay *= table.factors[t]
 
 
-@njit(inline="always")
-def _missed(
-    table: MissedNoise,
-    since: int,
-    step: int,
-    scale: float,
-    stddevs: NDArray[np.float64],
-    decays: NDArray[np.float64],
-) -> tuple[float, float]:
-    """Standard deviation and decay of [since, step): looked up where it is short."""
-    gap = step - since
-    if gap < len(stddevs):
-        return stddevs[gap], decays[gap]
+@njit(cache=True, nogil=True)
+def _missed(table: MissedNoise, since: int, step: int, scale: float) -> tuple[float, float]:
+    """Standard deviation and decay of [since, step).
+
+    For intervals that are too long to be looked up: to hand the table on costs more than a lookup.
+    """
     stddev = scale * np.sqrt(missed_variance(table, since, step))
     return stddev, _exp(table.log_decay[step] - table.log_decay[since])
 
@@ -210,7 +203,11 @@ def missed_by(
         kept: float64[k], written: factors of the rows.
     """
     for i in range(len(since)):
-        missed[i], kept[i] = _missed(table, since[i], step, scale, stddevs, decays)
+        gap = step - since[i]
+        if gap < len(stddevs):
+            missed[i], kept[i] = stddevs[gap], decays[gap]
+        else:
+            missed[i], kept[i] = _missed(table, since[i], step, scale)
 
 
 @njit(cache=True, nogil=True)
@@ -247,7 +244,10 @@ def _catch_up(
             if gap <= 0:
                 continue
             row = rows[start + lane]
-            stddev, decay = _missed(table, since[lane], step, scale, stddevs, decays)
+            if gap < len(stddevs):
+                stddev, decay = stddevs[gap], decays[gap]
+            else:
+                stddev, decay = _missed(table, since[lane], step, scale)
             values = array[row]
             for j in range(dim):
                 value = decay * values[j] - stddev * normals[j * LANES + lane]

@@ -1,4 +1,4 @@
-"""Places as a device takes them, written from their description alone."""
+"""Places as a device takes them, written from their description alone, and sums over a batch in one chunk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dpads.kernels import jax_linear, jax_ops
 from dpads.kernels.jax_ops import DevicePlaces
 from dpads.kernels.lookup import Places
 from dpads.kernels.partial_sums import partial_sums
@@ -96,3 +97,18 @@ def device_places(
         repeated=repeated if pairs == "repeated" else None,
         sums=partial_sums(columns["runs"], sizes.rows),
     )
+
+
+def row_sums(grads: Any, places: Any, slots: int, factors: Any, rows: int) -> Any:
+    """Sums of clipped gradients of the rows that are read, float64[rows, dim]."""
+    vectors = jax_ops.clipped_vectors(grads, places, slots, factors)
+    found = jax_ops.zero_sums(places, rows, vectors.shape[1])
+    return jax_ops.carried(jax_ops.add_vectors(found, places.numbers, vectors), places, rows)
+
+
+def linear_sums(
+    inputs: Any, outs: Any, factors: Any, positions: int = 1, groups: Any = None
+) -> tuple[Any, Any]:
+    """Sums of clipped gradients of one layer."""
+    nothing = jax_linear.no_sums(outs.shape[1], inputs.shape[1])
+    return jax_linear.linear_sums(nothing, inputs, outs, factors, positions, groups)

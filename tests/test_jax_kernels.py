@@ -12,7 +12,15 @@ import pytest
 from brute_force import ROWS, batches, schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax_kernel_places import LARGE, SMALL, Sizes, device_places, fill
+from jax_kernel_places import (
+    LARGE,
+    SMALL,
+    Sizes,
+    device_places,
+    fill,
+    linear_sums,
+    row_sums,
+)
 
 import dpads
 from dpads.kernels import clip, jax_linear, jax_moves, jax_ops, reference
@@ -126,8 +134,8 @@ def clipped(
     squares, parts = squares + of_layer[0], parts + of_layer[1]
     norms, factors = jax_ops.clip_factors(squares, parts, l2_clip_norm, 2.0**-12)
     spread = jax_ops.example_factors(factors, units)
-    weight, bias = jax_linear.linear_sums(inputs, outs, spread)
-    rows = jax_ops.row_sums(grads, places, slots, spread, num_rows)
+    weight, bias = linear_sums(inputs, outs, spread)
+    rows = row_sums(grads, places, slots, spread, num_rows)
     return {
         "squares": squares,
         "parts": parts,
@@ -327,9 +335,7 @@ def test_layers_that_read_several_vectors_an_example(data: Any) -> None:
         squares, parts = jax.jit(jax_linear.linear_square_norms, static_argnums=(2, 4, 6))(
             inputs, outs, True, units, count, longest, positions
         )
-        weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
-            inputs, outs, factors, positions
-        )
+        weight, bias = jax.jit(linear_sums, static_argnums=3)(inputs, outs, factors, positions)
     expected, expected_parts = np.zeros(count), np.zeros(count)
     clip.linear_square_norms(inputs, outs, 1.0, offsets * positions, expected, expected_parts)
     np.testing.assert_allclose(squares, expected, rtol=1e-12)
@@ -374,7 +380,7 @@ def test_groups_are_summed_in_float32_and_large_ones_in_float64(data: Any) -> No
         np.testing.assert_allclose(bias, exact_bias, rtol=1e-13, atol=1e-13)
 
 
-_linear_sums = jax.jit(jax_linear.linear_sums, static_argnums=3)
+_linear_sums = jax.jit(linear_sums, static_argnums=3)
 
 
 def test_rounding_in_groups_stays_within_the_slack() -> None:
@@ -402,8 +408,8 @@ def test_sums_lose_nothing_of_many_small_terms() -> None:
     )
     device = device_places(places, 1, 1, None, Sizes(size, size, 1, size))
     with jax.enable_x64(True):
-        rows = jax.jit(jax_ops.row_sums, static_argnums=(2, 4))(grads, device, 1, factors, 1)
-        weight, bias = jax.jit(jax_linear.linear_sums)(grads, grads, factors)
+        rows = jax.jit(row_sums, static_argnums=(2, 4))(grads, device, 1, factors, 1)
+        weight, bias = jax.jit(linear_sums)(grads, grads, factors)
     wide = grads[:, 0].astype(np.float64)
     expected = float((factors.astype(np.float64) * float(np.float32(0.3)) * wide).sum())
     assert float(rows[0, 0]) == pytest.approx(expected, rel=1e-12)
@@ -433,7 +439,7 @@ def test_no_array_has_the_size_of_batch_times_rows_or_batch_times_parameters() -
         features = jax_ops.pool_touched(read, places, size, slots)
         inputs = jax.numpy.tile(features, (1, wide // (slots * dim)))
         found = clipped(features, inputs, outs, places, units, 4, size, slots, length, 1.0)
-        more = jax_linear.linear_sums(inputs, outs, found["spread"], 1, groups)
+        more = linear_sums(inputs, outs, found["spread"], 1, groups)
         moved = read + found["rows"].astype(np.float32)
         return jax_moves.put_rows(table, touched, moved), found["weight"], more
 

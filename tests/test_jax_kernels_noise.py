@@ -73,7 +73,7 @@ def test_normals_are_numbas(dim: int, x64: bool) -> None:
 def test_devices_that_draw_all_rows_at_once_draw_the_same(dim: int) -> None:
     rows = np.arange(1000, dtype=np.uint32)
     both = [
-        jax.jit(partial(draw, dim=dim))(KEY, rows, step_words(6))
+        jax.jit(partial(draw, dim=dim))(KEY, None, rows, step_words(6))
         for draw in (jax_random._at_once, jax_random._in_pieces)
     ]
     assert_equal_normals(both[0][0], np.asarray(both[1][0]))

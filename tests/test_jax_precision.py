@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
-
-from dpads.kernels import jax_linear
+from jax_kernel_places import linear_sums
 
 
 def products(program: Any) -> Iterator[Any]:
@@ -36,7 +35,7 @@ def test_no_setting_of_the_users_makes_sums_coarser(grouped: bool, setting: str 
     arrays = (inputs, outs, factors, *((groups,) if grouped else ()))
 
     def sums(inputs: Any, outs: Any, factors: Any, groups: Any = None) -> Any:
-        return jax_linear.linear_sums(inputs, outs, factors, 1, groups)
+        return linear_sums(inputs, outs, factors, 1, groups)
 
     with jax.enable_x64(True), jax.default_matmul_precision(setting):
         program = jax.make_jaxpr(sums)(*arrays)

@@ -26,6 +26,7 @@ from dpads.models.jax_losses import JaxTargets, example_losses
 
 TASKS = ["ctr", "count"]
 FLOOR = 0.5  # of the parts of a unit, so that it is seen to matter
+BEFORE = 0.25  # sums of examples of other chunks
 
 
 @every_function
@@ -123,7 +124,8 @@ def clip_whole(name: str, task: str, chunk: int, units: bool) -> Any:
     ) -> Any:
         law = partial(factors_of, clip)
         own = of_unit if units else None
-        found = tower.clip_whole(params, features, targets, own, *others, law)
+        before = {name: jnp.full(tower.shapes[name], BEFORE) for name in tower.whole}
+        found = tower.clip_whole(params, features, targets, own, *others, before, law)
         return found, tower.whole_gradients(params, features, targets)
 
     return jax.jit(call)
@@ -165,7 +167,7 @@ def test_sums_in_chunks_are_those_of_single_units(name: str, task: str, data: An
         arguments = (clip, params, features, targets, units, others, parts)
         found, each = clip_whole(name, task, chunk, by_unit)(*arguments)
     each = {n: np.asarray(v, np.float64) for n, v in each.items()}
-    sums = {n: np.zeros(v.shape[1:]) for n, v in each.items()}
+    sums = {n: np.full(v.shape[1:], BEFORE) for n, v in each.items()}
     for unit in range(16):
         own = {n: v[units == unit].sum(axis=0) for n, v in each.items()}
         norms = np.sqrt(sum(np.square(v).reshape(16, -1).sum(axis=1) for v in each.values()))
@@ -223,6 +225,7 @@ def test_examples_that_no_weight_marks_as_padding_add_nothing() -> None:
                 None if units is None else jnp.asarray(units),
                 jnp.zeros(16),
                 jnp.zeros(16),
+                {name: jnp.zeros(tower.shapes[name]) for name in tower.whole},
                 partial(factors_of, 1e9),
             )
         assert found.squares.shape == (16,)
@@ -254,6 +257,7 @@ def test_no_array_has_a_gradient_for_every_example() -> None:
                 units,
                 jnp.zeros(size),
                 jnp.zeros(size),
+                {"matrix": jnp.zeros((2000, width))},
             )
             shapes = re.findall(r"f(?:32|64)\[([0-9,]+)\]", str(program))
             largest = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)

@@ -17,8 +17,8 @@ LAYERS = [
         "config", "plan", "encoding", "reading", "store", "sampling", "clipping", "noise", "tables",
         "row_sums", "drawing", "schedules", "tensor_files", "optimizers", "tower_optimizer", "row_keys",
         "synthetic", "resources", "preparing", "units", "plan_rows", "selection", "private_sums", "prior",
-        "recalibration", "label_sums", "rounding", "jax_batches", "jax_rows", "jax_loading", "jax_clip",
-        "jax_step", "jax_optimizers",
+        "recalibration", "label_sums", "rounding", "jax_batches", "jax_chunks", "jax_rows", "jax_loading",
+        "jax_clip", "jax_step", "jax_optimizers",
     },
     {
         "training", "release_stages", "checkpoint", "evaluation", "intervals", "reliability", "predicting",

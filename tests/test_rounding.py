@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from jax_kernel_places import linear_sums, row_sums
 
 import dpads
 from dpads import rounding
@@ -81,7 +82,7 @@ def by_jax(grads: np.ndarray) -> float:
     )
     ones = np.ones(count, np.float32)
     with jax.enable_x64(True):
-        found = jax.jit(jax_ops.row_sums, static_argnums=(2, 4))(grads, places, 1, ones, 1)
+        found = jax.jit(row_sums, static_argnums=(2, 4))(grads, places, 1, ones, 1)
     return float(found[0, 0])
 
 
@@ -109,7 +110,7 @@ def test_so_many_places_without_partial_sums_are_refused() -> None:
     )
     ones = np.ones((count, 1), np.float32)
     with jax.enable_x64(True), pytest.raises(ValueError, match="partial sums of 1,025 places"):
-        jax_ops.row_sums(ones, places, 1, ones[:, 0], 1)
+        row_sums(ones, places, 1, ones[:, 0], 1)
 
 
 def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
@@ -118,7 +119,7 @@ def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
     model = description.init(schema)
     tower = description.jax_tower(model.layout, "ctr")
     for units in (2**6, 2**13, 2**16, 2**20):
-        for additions in (None, lambda n: tower.additions(n) + 4096.0):
+        for additions in (None, lambda n: tower.additions(n, 1024) + 4096.0):
             floor = rounding.cancellation_floor(model.tower, units, 1, additions)
             own = (additions or rounding.chunk_additions(model.tower, 1))(units)
             for terms in (ROW_ADDITIONS + rounding.MOST_PIECES, own + rounding.MOST_PIECES):
@@ -138,14 +139,14 @@ def test_sums_over_a_layer_have_no_more_additions_than_they_say(how: str) -> Non
     bounds = np.array([0, 1, *range(size, count, size), count], np.int32)
     with jax.enable_x64(True):
         if how == "pieces of a GPU":
-            many = partial(jax_linear._sums_in_pieces, size=jax_linear.SUMMED_AT_ONCE)
-            weight, bias = jax.jit(many)(ones, grads, ones[:, 0])
+            many = partial(jax_linear._in_pieces, size=jax_linear.SUMMED_AT_ONCE)
+            weight, bias = jax.jit(many)(jax_linear.no_sums(1, 1), ones, grads, ones[:, 0])
         else:
-            weight, bias = jax.jit(jax_linear.linear_sums, static_argnums=3)(
+            weight, bias = jax.jit(linear_sums, static_argnums=3)(
                 ones, grads, ones[:, 0], 1, bounds if how == "groups" else None
             )
     exact = math.fsum(grads[:, 0].tolist())
-    allowed = jax_linear.additions(count) * UNIT * exact
+    allowed = jax_linear.additions(count, count) * UNIT * exact
     assert abs(float(bias[0]) - exact) <= allowed
     assert allowed < (exact - 1.0) / 4
     if how != "groups":
