@@ -16,7 +16,6 @@ import dpads
 from dpads.drawing import Piece
 from dpads.hosts import Hosts
 from dpads.jax_batches import Sizes, bucket, repeated_pairs, shares_of
-from dpads.jax_chunks import Chunks, cut_up, examples_at_a_time
 from dpads.jax_hosts import Devices
 from dpads.jax_loading import Loaded, Loader
 from dpads.jax_rows import Rows
@@ -179,85 +178,6 @@ def test_sizes_grow_and_never_shrink() -> None:
         36,
         1024,
     ]
-
-
-@pytest.mark.parametrize("expected", [1, 60, 1024, 4096, 65536])
-def test_a_chunk_has_room_for_what_is_expected_and_little_more(expected: int) -> None:
-    size = examples_at_a_time(expected, 1024)
-    assert size % 8 == 0
-    assert 96 <= size < 1.15 * 1024 + 96
-    rng = np.random.default_rng(expected)
-    number = max(round(expected / 72), 1)
-    chunks = []
-    for _ in range(100):
-        lengths = rng.multinomial(rng.poisson(expected), np.ones(number) / number)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        chunks.append(Chunks.of_groups(bounds, size).number)
-    least = max(round(expected / 1024), 1)
-    assert sum(count <= least for count in chunks) >= 95
-    assert least * size <= 1.12 * expected + 96
-    assert examples_at_a_time(expected, 1024, longest=5000) == 5000
-
-
-@given(
-    lengths=st.lists(st.integers(0, 9), max_size=30),
-    size=st.integers(1, 20),
-    spare=st.integers(0, 2),
-)
-def test_chunks_have_whole_groups_and_every_example_once(
-    lengths: list[int], size: int, spare: int
-) -> None:
-    bounds = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
-    chunks = Chunks.of_groups(bounds, size)
-    cuts = chunks.cuts.tolist()
-    assert (cuts[0], cuts[-1]) == (0, bounds[-1])
-    assert all(0 < end - begin <= size for begin, end in pairwise(cuts))
-    for begin, end in pairwise(bounds.tolist()):
-        inside = [cut for cut in cuts if begin < cut < end]
-        assert end - begin > size or not inside  # only what is larger than a chunk is cut
-        if inside:
-            assert begin in cuts
-            assert [cut - begin for cut in inside] == list(range(size, end - begin, size))
-    for first, third in zip(cuts, cuts[2:], strict=False):
-        assert third - first > size  # two that follow each other do not fit into one
-    count = chunks.number + spare
-    values = np.arange(1, bounds[-1] + 1)
-    arranged = cut_up(values, chunks.cuts, count, size, 0)
-    assert arranged.shape == (count, size)
-    assert arranged[arranged > 0].tolist() == values.tolist()
-    assert arranged.reshape(-1)[chunks.positions()].tolist() == values.tolist()
-    within = chunks.within(bounds, chunks.most_groups(bounds) + spare, count)
-    found = []
-    for number, own in enumerate(within):
-        assert np.all(np.diff(own) >= 0)
-        held = chunks.cuts[number + 1] - chunks.cuts[number] if number < chunks.number else 0
-        assert (own[0], own[-1]) == (0, held)
-        found += [(b + cuts[min(number, chunks.number)], e - b) for b, e in pairwise(own) if e > b]
-    marks = sorted({*bounds.tolist(), *cuts})
-    assert found == [(b, e - b) for b, e in pairwise(marks)]
-
-
-@given(
-    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12),
-    at=st.integers(0, 11),
-    size=st.integers(2, 12),
-)
-def test_a_unit_more_cuts_no_other_group_than_its_own(
-    lengths: list[int], at: int, size: int
-) -> None:
-    at %= len(lengths)
-    parts = []
-    for more in (0, 1):
-        own = [length + (more if i == at else 0) for i, length in enumerate(lengths)]
-        bounds = np.concatenate([[0], np.cumsum(own)]).astype(np.int64)
-        cuts = Chunks.of_groups(bounds, size).cuts
-        parts.append(
-            [
-                (cuts[(cuts > begin) & (cuts < end)] - begin).tolist()
-                for begin, end in pairwise(bounds)
-            ]
-        )
-    assert all(a == b for i, (a, b) in enumerate(zip(*parts, strict=True)) if i != at)
 
 
 def test_processes_agree_on_sizes_and_rows_however_unequal_their_batches() -> None:
