@@ -17,7 +17,6 @@ SMALLEST_NORMAL = np.float32(2.0**-126)
 SUMMED_AT_A_TIME = 256  # vectors, on a CPU
 SUMMED_AT_ONCE = 2048  # elsewhere, where small products leave a device idle
 GROUPS_AT_A_TIME = 4
-GROUP_SIZES = (MEAN_GROUP, (MEAN_GROUP + LARGEST_GROUP) // 2, LARGEST_GROUP)  # of products
 
 LayerSums: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -177,17 +176,16 @@ def _in_groups(
     groups: jax.Array,
 ) -> LayerSums:
     """`linear_sums`, group by group; some at a time, so that the float64 sums pass the cache less often."""
-    short = max(LARGEST_GROUP - len(factors), 0)
+    size = LARGEST_GROUP
+    short = max(size - len(factors), 0)
     inputs, output_grads = (jnp.pad(v, [(0, short), (0, 0)]) for v in (inputs, output_grads))
     factors = jnp.pad(factors, (0, short))
     more = -(len(groups) - 1) % GROUPS_AT_A_TIME
     bounds = jnp.pad(groups, (0, more), mode="edge")
     begins, ends = bounds[:-1], bounds[1:]
-    large = ends - begins > LARGEST_GROUP
+    large = ends - begins > size
 
-    def piece(
-        begin: jax.Array, end: jax.Array, size: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def piece(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Inputs, gradients and factors of examples begin:end, among others whose factors are 0."""
         first = jnp.clip(begin, 0, len(factors) - size)
         right, left, scale = (
@@ -198,9 +196,10 @@ def _in_groups(
         own = (rows >= begin) & (rows < end)
         return right, left, jnp.where(own, scale, np.float32(0.0))
 
-    def product(begin: jax.Array, end: jax.Array, size: int) -> LayerSums:
-        """Of a group, float32[out, in], and what its bias adds, float64[out]."""
-        right, left, scale = piece(begin, end, size)
+    def product(group: jax.Array) -> LayerSums:
+        """Of a group that is not large, float32[out, in], and what its bias adds, float64[out]."""
+        begin, end = begins[group], ends[group]
+        right, left, scale = piece(begin, jnp.where(large[group], begin, end))
         out = scale[:, None] == 0.0
         right = jnp.where(out, np.float32(0.0), right)
         left = jnp.where(out, np.float32(0.0), scale[:, None] * left)
@@ -209,18 +208,10 @@ def _in_groups(
         weight = jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
         return weight, jnp.sum(wide(left), axis=0)
 
-    def small(group: jax.Array) -> LayerSums:
-        """Of a group that is not large, by the smallest shape that has room for it."""
-        begin = begins[group]
-        end = jnp.where(large[group], begin, ends[group])
-        fits = jnp.searchsorted(jnp.array(GROUP_SIZES), end - begin)
-        shapes = [partial(product, size=size) for size in GROUP_SIZES]
-        found: LayerSums = lax.switch(fits, shapes, begin, end)
-        return found
-
     def add_some(number: jax.Array, sums: LayerSums) -> LayerSums:
         weight, bias = sums
-        for found in [small(number * GROUPS_AT_A_TIME + i) for i in range(GROUPS_AT_A_TIME)]:
+        first = number * GROUPS_AT_A_TIME
+        for found in [product(first + i) for i in range(GROUPS_AT_A_TIME)]:
             weight, bias = weight + wide(found[0]), bias + found[1]
         return weight, bias
 
@@ -230,11 +221,10 @@ def _in_groups(
         begin, end = begins[group], ends[group]
 
         def add(index: jax.Array, sums: LayerSums) -> LayerSums:
-            first = begin + index * LARGEST_GROUP
-            last = jnp.minimum(first + LARGEST_GROUP, end)
-            return _added(sums, *piece(first, last, LARGEST_GROUP))
+            first = begin + index * size
+            return _added(sums, *piece(first, jnp.minimum(first + size, end)))
 
-        pieces = (end - begin + LARGEST_GROUP - 1) // LARGEST_GROUP
+        pieces = (end - begin + size - 1) // size
         return left_over.at[group].set(False), lax.fori_loop(0, pieces, add, sums)
 
     last = jnp.max(jnp.where(ends > begins, jnp.arange(1, len(ends) + 1, dtype=jnp.int32), 0))
