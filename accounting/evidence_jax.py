@@ -15,12 +15,14 @@ _REFUSALS = "tests/test_jax_user_refusals.py"
 _PROCESSES = "tests/test_many_processes.py"
 _HOSTS = "tests/test_hosts.py"
 _LOADING = "tests/test_jax_loading.py"
+_CHUNKS = "tests/test_jax_chunks.py"
 _ONE_RUN = (_TEST, f"{_PROCESSES}::test_two_processes_of_two_devices_are_one_run")
 
 JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
     "sampling.any_batch_size": (
         (_CODE, "dpads/sampling.py::PoissonSampler"),
         (_CODE, "dpads/jax_batches.py"),
+        (_CODE, "dpads/jax_chunks.py"),
         (
             _TEST,
             "tests/test_random.py::test_every_unit_joins_with_the_sampling_probability_independently",
@@ -29,6 +31,7 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, "tests/test_random.py::test_shards_draw_the_coins_of_their_own_units"),
         (_TEST, f"{_LOADING}::test_a_batch_is_cut_into_whole_units_in_order"),
         (_TEST, f"{_PROCESSES}::test_any_number_of_processes_is_one_run"),
+        (_TEST, f"{_CHUNKS}::test_chunks_have_whole_groups_and_every_example_once"),
         (_TEST, f"{_KERNELS}::test_padding_changes_no_bit"),
     ),
     "clipping.joint_norm": (
@@ -41,6 +44,7 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         ),
         (_TEST, f"{_BACKEND}::test_jax_is_torch"),
         (_TEST, f"{_BACKEND}::test_jax_is_torch_for_counts_and_users"),
+        (_TEST, f"{_CHUNKS}::test_a_batch_in_many_chunks_is_clipped_as_in_torch"),
         (_TEST, f"{_HOSTS}::test_a_user_in_two_processes_is_refused"),
         _ONE_RUN,
     ),
@@ -57,6 +61,7 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_TEST, f"{_KERNELS}::test_nothing_is_certified_in_32_bits"),
         (_TEST, "tests/test_jax_precision.py::test_no_setting_of_the_users_makes_sums_coarser"),
         (_TEST, f"{_LOADING}::test_a_unit_more_changes_no_other_devices_groups"),
+        (_TEST, f"{_CHUNKS}::test_a_unit_more_cuts_no_other_group_than_its_own"),
         (_TEST, f"{_NOISE}::test_a_gradient_and_its_noise_are_rounded_once"),
         (_TEST, "tests/accounting/test_events.py::test_dp_sgd_event_has_the_sensitivity_slack"),
     ),
@@ -74,6 +79,10 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
         (_CODE, "models/jax_user_checks.py::check_program"),
         (_CODE, "models/jax_user_checks.py::check_function"),
         (_TEST, f"{_TOWERS}::test_an_examples_bits_are_its_own"),
+        (
+            _TEST,
+            f"{_CHUNKS}::test_an_examples_bits_are_its_own_wherever_it_stands_in_a_chunk",
+        ),
         (_TEST, f"{_REFUSALS}::test_a_function_of_the_batch_is_refused"),
         (_TEST, f"{_REFUSALS}::test_code_that_jax_cannot_see_is_refused"),
         (

@@ -77,8 +77,8 @@ def bench(
 ) -> None:
     """Measure training steps on this machine, in about 20 seconds; needs no file.
 
-    The first command on a machine that trains compiles kernels, which takes as long again; JAX compiles
-    anew for every size.
+    The first command on a machine that trains compiles kernels, which takes as long again. JAX compiles
+    anew for every size: two minutes in all.
     """
     from dpads.benching import FIELDS, NUMBERS, machine, measure_grid
     from dpads.models import Mlp

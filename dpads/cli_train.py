@@ -88,11 +88,18 @@ def train(
     """Train a model and write its run: parameters, ledger, metrics, statement."""
     group = (coordinator, num_processes, process_id)
     if any(value is not None for value in group):
-        join_processes(*group, config=config, set_=set_ or ())
         with ending_for_all():
-            _train(config, out, set_, resume, threads, physical_batch_size, json_, process_id or 0)
+            join_processes(
+                *group,
+                config=config,
+                set_=set_ or (),
+                out=out,
+                resume=resume,
+                physical_batch_size=physical_batch_size,
+            )
+            _train(config, out, set_, resume, threads, physical_batch_size, json_, group)
     else:
-        _train(config, out, set_, resume, threads, physical_batch_size, json_, 0)
+        _train(config, out, set_, resume, threads, physical_batch_size, json_, group)
 
 
 def _train(
@@ -103,7 +110,7 @@ def _train(
     threads: int | None,
     physical_batch_size: int | None,
     json_: bool,
-    process: int,
+    group: tuple[str | None, int | None, int | None],
 ) -> None:
     """`train`, in one process of several or alone."""
     from dpads.config import load_config
@@ -112,6 +119,7 @@ def _train(
     from dpads.run_training import train_config
     from dpads.training_settings import Performance
 
+    process = group[2] or 0
     if resume and out is None:
         raise ConfigError("--resume goes on with a run beside --out: give --out too.")
     target = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005
@@ -136,6 +144,10 @@ def _train(
             words = ["dpads", "train", str(config), "--out", str(target), "--resume"]
             words += [word for item in set_ or () for word in ("--set", item)]
             words += [] if threads is None else ["--threads", str(threads)]
+            for name, value in zip(
+                ("--coordinator", "--num-processes", "--process-id"), group, strict=True
+            ):
+                words += [] if value is None else [name, str(value)]
             if physical_batch_size is not None:
                 words += ["--physical-batch-size", str(physical_batch_size)]
             say(f"Interrupted. Go on with: {shlex.join(words)}")

@@ -6,10 +6,12 @@ the others by `jax.distributed.initialize` before anything else is computed.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +30,7 @@ AXIS = "devices"
 _spec: Any = PartitionSpec
 _psum_scatter: Any = lax.psum_scatter
 _psum: Any = lax.psum
+_config: Any = jax.config
 _global_array: Any = jax.make_array_from_process_local_data
 CUT, WHOLE = _spec(AXIS), _spec()
 HEARTBEAT_SECONDS = 30
@@ -45,9 +48,10 @@ def noticing_losses(count: int) -> Iterator[None]:
         if count == 1 or isinstance(error, ProcessLostError):
             raise
         raise ProcessLostError(
-            f"A computation with the other processes failed: one of them has stopped or cannot "
-            "be reached, and its own output says why. Start all of them again with --resume: training goes "
-            f"on from the last checkpoint. ({str(error).splitlines()[0][:200]})"
+            "A computation with the other processes failed: one of them has stopped or cannot be reached, "
+            "and its own output says why. Start all of them again; where process 0 left a folder "
+            "RUN.partial, with --resume, and training goes on from its last checkpoint. "
+            f"({str(error).splitlines()[0][:200]})"
         ) from error
 
 
@@ -92,22 +96,58 @@ def found_hosts() -> Hosts:
     return ALONE if jax.process_count() == 1 else JaxHosts()
 
 
-def join(coordinator: str, count: int, number: int) -> None:
+def join(coordinator: str, bind: str | None, count: int, number: int) -> None:
     """Joins the other processes of a run, and waits for all of them.
 
     Args:
         coordinator: "host:port" of process 0.
+        bind: "address:port" that process 0 listens at; None for all of its addresses.
         count: of processes.
         number: of this one.
+
+    Raises:
+        ProcessLostError: not all of them came in time.
+        ConfigError: process 0 expects another number of them.
     """
-    jax.distributed.initialize(
-        coordinator,
-        count,
-        number,
-        initialization_timeout=START_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    _config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM to itself
+    failed: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                number,
+                coordinator_bind_address=bind,
+                initialization_timeout=2
+                * START_SECONDS,  # JAX would end the process without a word
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except Exception as error:  # noqa: BLE001 (JAX has no type for it)
+            failed.append(error)
+
+    # in a thread of its own: a call that waits in JAX's code would not let Ctrl-C through
+    waiting = Thread(target=initialize, daemon=True)
+    waiting.start()
+    end = time.monotonic() + START_SECONDS
+    while waiting.is_alive() and time.monotonic() < end:
+        waiting.join(0.2)
+    if failed:
+        raise ProcessLostError(
+            f"Process {number} could not join the others at {coordinator}: {failed[0]}"
+        ) from failed[0]
+    if waiting.is_alive():
+        raise ProcessLostError(
+            f"The {count} processes did not meet at {coordinator} within {START_SECONDS} seconds. Start the "
+            f"command once for each --process-id from 0 to {count - 1}, with one --coordinator and one "
+            "--num-processes, and see that all machines reach process 0 there."
+        )
+    if jax.process_count() != count:
+        raise ConfigError(
+            f"Expected one --num-processes in all processes, got {count} here and {jax.process_count()} "
+            "in process 0. Give all of them the same."
+        )
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ def open_rows(
         store = ExampleStore.open(sources[0], part=part)
     elif part[1] > 1:
         raise StoreError(
-            f"Expected a store in shards for {part[1]} processes, got logs. Prepare them once: "
-            f"dpads prepare LOGS --schema CONFIG --out STORE --shards {part[1]}, and set data.train to it."
+            f"{', '.join(map(str, sources))}: expected the folder of a store in shards, for {part[1]} "
+            "processes. Prepare it once, and set data.train to it: dpads prepare LOGS --schema CONFIG "
+            f"--out STORE --shards {part[1]}."
         )
     elif aside.is_dir():
         store = ExampleStore.open(aside)

@@ -127,16 +127,14 @@ def start_partial(out: Path) -> tuple[Path, list[Path]]:
         ConfigError: `out` exists, or an interrupted run is beside it.
         InputError: `out` is to be in what is not a folder.
     """
-    refuse_existing(out)
+    check_free(out)
     made = missing_parents(out)
     partial = partial_of(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.mkdir(mode=0o700)
     except FileExistsError:
-        raise ConfigError(
-            f"{partial}: an interrupted run is here. Go on with it (--resume), or move it away."
-        ) from None
+        raise _is_interrupted(partial) from None
     return partial, made
 
 
@@ -153,6 +151,24 @@ def finish_partial(partial: Path, out: Path) -> None:
         if (partial / name).exists():
             shutil.rmtree(partial / name)
     partial.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Refuses a folder that a new run cannot have.
+
+    Raises:
+        ConfigError: it exists, or an interrupted run is beside it.
+    """
+    refuse_existing(out)
+    if partial_of(out).exists():
+        raise _is_interrupted(partial_of(out))
+
+
+def _is_interrupted(partial: Path) -> ConfigError:
+    """Says what to do with what an interrupted run left."""
+    return ConfigError(
+        f"{partial}: an interrupted run is here. Go on with it (--resume), or move it away."
+    )
 
 
 def refuse_existing(out: Path) -> None:

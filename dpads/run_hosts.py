@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 
 from dpads.accounting.ledger import Ledger
 from dpads.config import Config
 from dpads.config_toml import to_toml
 from dpads.hosts import Hosts
 from dpads.record import versions
+
+# Tables of a configuration that are named where they differ.
+TABLES = ("data", "schema", "model", "privacy", "training")
 
 
 def check_configuration(config: Config, hosts: Hosts) -> None:
@@ -26,9 +30,12 @@ def check_configuration(config: Config, hosts: Hosts) -> None:
     data = dataclasses.replace(
         config.data, train=("",), test=("",) if isinstance(test, tuple) else test
     )
+    tables = tomllib.loads(to_toml(dataclasses.replace(config, data=data)))
+    own = {f"[{name}]": json.dumps(tables.pop(name, None), sort_keys=True) for name in TABLES}
     hosts.check_same(
         {
-            "configuration": to_toml(dataclasses.replace(config, data=data)),
+            **own,
+            "configuration": json.dumps(tables, sort_keys=True),
             "versions of packages": json.dumps(versions(config.training.backend)),
         }
     )

@@ -137,8 +137,9 @@ def train(
         wanted, own = True, reference
     config = Config(
         data=DataConfig(
-            train=(str(store.path),),
-            test=(str(test.path),) if isinstance(test, ExampleStore) else test,
+            # a configuration's relative paths would start from the run's folder
+            train=(str(store.path.absolute()),),
+            test=(str(test.path.absolute()),) if isinstance(test, ExampleStore) else test,
             split_seed=split_seed,
         ),
         schema=store.schema,
@@ -257,7 +258,7 @@ def train_config(
     target = Path(out)
     made: list[Path] = []
     if resume:
-        partial = _interrupted(config, target)
+        partial = interrupted(config, target)
         if files.is_run(partial):  # everything was done but the renaming
             files.finish_partial(partial, target)
             return Run.load(target)
@@ -363,8 +364,13 @@ def _folder_of(start_from: Run | str | Path | None) -> str | None:
     return str(Path(start_from).expanduser().absolute())
 
 
-def _interrupted(config: Config, target: Path) -> Path:
-    """The folder of an interrupted run, if this configuration may go on with it."""
+def interrupted(config: Config, target: Path) -> Path:
+    """The folder of an interrupted run, if this configuration may go on with it.
+
+    Raises:
+        ConfigError: there is none, it began with another configuration, or `target` exists.
+        CheckpointError: nobody can tell what it began with.
+    """
     files.refuse_existing(target)
     partial = files.partial_of(target)
     if not partial.is_dir():
@@ -377,9 +383,9 @@ def _interrupted(config: Config, target: Path) -> Path:
             "Move the folder away and train anew."
         ) from None
     if changed:
+        differ = "differs" if len(changed) == 1 else "differ"
         raise ConfigError(
-            f"{partial}: the interrupted run began with another configuration: "
-            f"{', '.join(changed)} differ. Go on with the one in its {files.CONFIG}, or train anew "
-            "under another --out."
+            f"{partial}: the interrupted run began with another configuration: {', '.join(changed)} "
+            f"{differ}. Go on with the one in its {files.CONFIG}, or train anew under another --out."
         )
     return partial

@@ -38,7 +38,7 @@ from dpads.training_hosts import (
     shared_checkpoint,
     shared_digest,
 )
-from dpads.training_identity import digest_of, run_identity
+from dpads.training_identity import differences, digest_of, run_identity
 from dpads.training_settings import Performance, Progress, RowProgress, TrainingSettings
 from dpads.training_start import StartModel, initial_model
 from dpads.units import units_of
@@ -200,7 +200,7 @@ class Trainer:
         digest = None if start is None else start.digest
         identity = run_identity(store, description, plan, settings, performance, digest)
         saved = checkpoint.facts["identity"]
-        different = sorted(k for k in {*identity, *saved} if identity.get(k) != saved.get(k))
+        different = differences(saved, identity)
         if different and hosts.is_first:
             raise CheckpointError(
                 f"{checkpoint_dir}: the run cannot be resumed, because {', '.join(different)} changed since "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dpads.plan import Plan
 from dpads.store import ExampleStore
 from dpads.training_settings import Performance, TrainingSettings
 
-SUMS = 5  # raised whenever the order or precision of sums changes
+SUMS = 6  # raised whenever the order or precision of sums changes
 # What tells BLAS and numba which kernels to run.
 ENVIRONMENT = (
     "MKL_CBWR",
@@ -91,6 +92,24 @@ def processor() -> str:
     lines = facts.read_text(encoding="utf-8").splitlines()
     kinds = {line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}
     return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
+
+
+def differences(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What changed of a run's identity, in words."""
+    words = []
+    for name in sorted({*saved, *identity}):
+        before, now = saved.get(name), identity.get(name)
+        if before == now:
+            continue
+        if name != "jax" or not isinstance(before, dict) or not isinstance(now, dict):
+            words.append(name)
+        elif len(before["devices"]) != len(now["devices"]):
+            words.append(
+                f"the number of JAX's devices ({len(before['devices'])} then, {len(now['devices'])} now)"
+            )
+        else:
+            words += [f"jax {key}" for key in sorted(before) if before[key] != now.get(key)]
+    return words
 
 
 def digest_of(identity: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from dpads import jax_chunks, jax_clip
 from dpads.jax_batches import Loading, Share, Sizes, padded
 from dpads.jax_chunks import Chunks, cut_up, examples_at_a_time
 from dpads.jax_clip import Clip
+from dpads.models.jax_losses import JaxTargets
 from dpads.row_sums import batch_reads
 
 SCHEMA = dpads.FeatureSchema(
@@ -184,3 +185,37 @@ def test_chunks_without_examples_cost_nothing_and_change_no_bit(
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(one).all()
+
+
+@pytest.mark.parametrize("expected", [200, 1024, 4096])
+@pytest.mark.parametrize("hidden", [(128, 64), (598, 50)])
+def test_an_examples_bits_are_its_own_wherever_it_stands_in_a_chunk(
+    expected: int, hidden: tuple[int, ...]
+) -> None:
+    """Chunks and layers of real sizes: a unit more moves all that follow it to other places."""
+    schema = dpads.FeatureSchema(
+        task="ctr",
+        label="y",
+        categorical=[f"c{i}" for i in range(26)],
+        numeric=[f"n{i}" for i in range(13)],
+        buckets=3,
+    )
+    model = perturb(dpads.models.Mlp(embedding_dim=16, hidden=hidden).init(schema), 2)
+    tower, size = (
+        model.description.jax_tower(model.layout, "ctr"),
+        examples_at_a_time(expected, 1024),
+    )
+    rng = np.random.default_rng(expected)
+    features = rng.normal(size=(size, model.layout.width)).astype(np.float32)
+    labels, weights = rng.integers(0, 2, size).astype(np.float32), np.ones(size, np.float32)
+    gradients = jax.jit(lambda f, y: tower.gradients(model.dense, f, JaxTargets(y, weights, None)))
+
+    def bits(order: Any) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            found = jax.tree.leaves(gradients(features[order], labels[order]))
+        return [np.asarray(value) for value in found]
+
+    whole = bits(np.arange(size))
+    for order in (np.roll(np.arange(size), 1), rng.permutation(size), np.full(size, size - 1)):
+        for one, other in zip(whole, bits(order), strict=True):
+            np.testing.assert_array_equal(one[order], other)

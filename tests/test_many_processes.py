@@ -130,7 +130,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(folder: Path, 
     other = ended(both[1 - lost], seconds=60)
     ended(both[lost])
     assert other.code == 1
-    assert "Start all of them again with --resume" in other.output
+    assert "RUN.partial, with --resume, and training goes on" in other.output
     assert "Traceback" not in other.output
     assert not (folder / name).exists()
     done(2, *words, "--out", name, "--resume", folder=folder)
@@ -147,7 +147,7 @@ def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(folder: Path, 
 @pytest.mark.parametrize(
     ("last", "says"),
     [
-        (["--set", "training.init_seed=8"], "Expected the same configuration in all 2 processes"),
+        (["--set", "training.init_seed=8"], "Expected the same [training] in all 2 processes"),
         (["--set", "data.train=other"], "Expected the same store in all 2 processes"),
     ],
     ids=["configuration", "store"],

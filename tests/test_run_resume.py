@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_calls import dpads_command
 from small_runs import SMALL, kinds, stop_at
 
 import dpads
@@ -21,6 +22,7 @@ from dpads.errors import (
 )
 from dpads.run_training import train_config
 from dpads.store import ExampleStore
+from dpads.training_identity import differences
 
 
 def test_interrupted_and_resumed_is_the_same_to_the_bit(
@@ -121,3 +123,30 @@ def test_a_run_cannot_be_resumed_as_another(
     shutil.rmtree(tmp_path / "run.partial" / "checkpoints")
     with pytest.raises(CheckpointError, match="privacy is spent"):
         train_config(config, store=train_store, out=out, resume=True)
+
+
+def test_a_run_from_python_goes_on_from_the_command_line(
+    train_store: ExampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration names the store in a way that holds wherever the file is read."""
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
+    (tmp_path / "store").symlink_to(train_store.path)
+    monkeypatch.chdir(tmp_path)
+    store = ExampleStore.open("store")
+    with pytest.raises(KeyboardInterrupt):
+        dpads.train(store, **SMALL, out="run", on_progress=stop_at(3))
+    result = dpads_command("train", "run.partial/config.toml", "--out", "run", "--resume")
+    assert result.exit_code == 0, result.output
+    assert dpads.Run.load("run").record.replayed > 0
+
+
+def test_what_changed_of_a_runs_identity_is_told_in_words() -> None:
+    saved = {"threads": 2, "plan": {"a": 1}, "jax": {"devices": ["cpu", "cpu"], "flags": {}}}
+    assert differences(saved, saved) == []
+    assert differences(saved, {**saved, "threads": 1, "plan": {"a": 2}}) == ["plan", "threads"]
+    fewer = {**saved, "jax": {"devices": ["cpu"], "flags": {}}}
+    assert differences(saved, fewer) == ["the number of JAX's devices (2 then, 1 now)"]
+    others = {**saved, "jax": {"devices": ["cpu", "gpu"], "flags": {"XLA_FLAGS": "x"}}}
+    assert differences(saved, others) == ["jax devices", "jax flags"]
+    assert differences(saved, {**saved, "jax": None}) == ["jax"]
+    assert differences({}, {"sums": 6}) == ["sums"]
