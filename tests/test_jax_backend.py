@@ -282,3 +282,40 @@ def test_scalar_columns_in_chunks_train_as_in_torch(
     monkeypatch.setattr(jax_backend, "MOST_AT_A_TIME", chunk)
     model = dpads.models.Mlp(embedding_dim="auto", hidden=(4,))  # a width for each table
     alike(*(trained(name, store, model) for name in ("torch", "jax")))
+
+
+def test_a_user_with_more_rows_than_a_chunk_is_clipped_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax_backend, "MOST_AT_A_TIME", 512)
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "y": rng.integers(0, 2, 3000),
+            "a": rng.integers(0, 9, 3000).astype(str),
+            "u": np.repeat(np.arange(2), 1500).astype(str),
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = dpads.FeatureSchema(task="ctr", label="y", categorical=["a"], user="u", buckets=9)
+    store = dpads.prepare(tmp_path / "log.parquet", schema, out=tmp_path / "store")
+    spec = dpads.PrivacySpec(
+        noise_multiplier=1e-3,
+        delta=1e-6,
+        unit="user",
+        max_examples_per_unit=1500,
+        sampling_prob=1.0,
+        iterations=2,
+    )
+    found = [
+        dpads.train(
+            store,
+            model=dpads.models.Logistic(),
+            privacy=spec,
+            expected_batch_size=1,
+            backend=name,
+            noise_seed=1,
+        )
+        for name in ("torch", "jax")
+    ]
+    alike(*(run.model.state() for run in found))

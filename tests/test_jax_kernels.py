@@ -348,8 +348,8 @@ def test_layers_that_read_several_vectors_an_example(data: Any) -> None:
 @given(data=st.data())
 @settings(max_examples=30)
 def test_groups_are_summed_in_float32_and_large_ones_in_float64(data: Any) -> None:
-    counts = data.draw(st.lists(st.sampled_from([0, 1, 5, 96, 97, 230]), min_size=4, max_size=4))
-    size = 4 * 256
+    counts = data.draw(st.lists(st.sampled_from([0, 1, 5, 96, 97, 230]), min_size=9, max_size=9))
+    size = 9 * 256
     used = sum(counts)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     inputs = rng.normal(size=(size, IN)).astype(np.float32)
