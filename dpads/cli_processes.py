@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from dpads.config import Config
 
 
+# Where another process no longer answers, JAX aborts this one.
+ABORTED = (
+    "error: JAX has ended this process: another one has stopped or hung, or its machine cannot be reached. "
+    "Start all of them again; where process 0 left a folder RUN.partial, with --resume, and training goes on "
+    "from its last checkpoint.\n"
+)
 # Lines of JAX's own, which would stand between ours: read by its libraries when they are loaded.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
 
@@ -86,6 +93,7 @@ def join_processes(
                 "already. Leave it out."
             )
         _check_shards(parsed, (number, count))
+        say_when_aborted(ABORTED)
         from dpads.jax_hosts import START_SECONDS, join
 
         say(
@@ -181,6 +189,35 @@ def ending_for_all() -> Iterator[None]:
         if not whole:
             traceback.print_exc()
             _end(1)
+
+
+def say_when_aborted(text: str) -> None:
+    """Writes a text and ends with exit code 1 where C code aborts the process: Python is not asked then."""
+    import ctypes
+
+    from numba import cfunc, types
+
+    library: Any = ctypes.CDLL(None)
+    write, leave = library.write, library._exit
+    write.argtypes, write.restype = (
+        [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t],
+        ctypes.c_ssize_t,
+    )
+    leave.argtypes, leave.restype = [ctypes.c_int], None
+    encoded = ctypes.create_string_buffer(text.encode())
+    address, length = ctypes.addressof(encoded), len(encoded.value)
+
+    @cfunc(types.void(types.int32))
+    def handler(_: int) -> None:
+        write(2, address, length)
+        leave(1)
+
+    _KEPT.extend([encoded, handler])
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal(int(signal.SIGABRT), handler.address)
+
+
+_KEPT: list[Any] = []  # what the handler reads, for as long as the process lives
 
 
 def _end(code: int) -> None:

@@ -179,3 +179,17 @@ def test_the_way_on_after_an_interruption_names_the_process(
     result = dpads_command("train", folder / "ads.toml", "--out", folder / "cut", *group)
     assert ended[0] == 1
     assert f"--resume {' '.join(group)}" in result.stderr
+
+
+def test_a_process_that_c_code_aborts_says_what_to_do() -> None:
+    program = (
+        "import os\n"
+        "from dpads.cli_processes import ABORTED, say_when_aborted\n"
+        "say_when_aborted(ABORTED)\n"
+        "os.abort()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == cli_processes.ABORTED
