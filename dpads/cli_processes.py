@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,9 @@ def listening_address(coordinator: str, number: int) -> str | None:
         number: of this process.
 
     Returns:
-        "address:port"; None in other processes, and where the address leads to this machine but is not its
-        own, as behind a gateway.
+        "address:port"; None in other processes, where the address leads to this machine but is not its own,
+        as behind a gateway, and where its name means this machine alone to itself and another address to
+        others.
 
     Raises:
         ConfigError: it is no address, nobody knows the host, or the port is taken.
@@ -144,6 +146,9 @@ def listening_address(coordinator: str, number: int) -> str | None:
                 f"--coordinator: process 0 cannot listen at {coordinator} ({error.strerror}). Give a port "
                 "that is free on its machine to all processes."
             ) from None
+    loopback = ip_address(str(address[0]).partition("%")[0]).is_loopback
+    if loopback and host not in ("localhost", f"[{address[0]}]", address[0]):
+        return None
     own = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
     return f"{own}:{port}"
 
@@ -180,7 +185,7 @@ def ending_for_all() -> Iterator[None]:
     except typer.Exit as end:
         _end(end.exit_code)
     except KeyboardInterrupt:
-        say("Interrupted before training began: nothing was kept.")
+        say("Interrupted before training began: nothing was changed.")
         _end(1)
     except (DpadsError, OSError) as error:
         fail(error)

@@ -30,12 +30,13 @@ def examples_at_a_time(expected: int, most: int, longest: int = 1) -> int:
         longest: examples of a unit, at most.
 
     Returns:
-        A multiple of eight with room for a unit and for a group. What is expected fits into few chunks, with
-        little more than what chance adds, and what the ends of groups leave free.
+        A multiple of eight with room for a unit, and for more than the largest group that is summed in
+        float32. What is expected fits into few chunks, with little more than what chance adds, and what the
+        ends of groups leave free.
     """
     chunks = max(round(expected / most), 1)
     free = LARGEST_GROUP // 2 + 2 * math.isqrt(expected) // chunks
-    return -(-max(expected // chunks + free, LARGEST_GROUP, longest) // 8) * 8
+    return -(-max(expected // chunks + free, LARGEST_GROUP + 1, longest) // 8) * 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Chunks:
     def of_groups(cls, bounds: NDArray[np.int64], size: int) -> Chunks:
         """As many whole groups in each as fit; one that is larger than a chunk is cut, and begins one.
 
-        So a unit more or less cuts no other group than its own.
+        So a unit more or less cuts no other group than its own, and of what is cut only the last piece may be
+        small enough for float32.
 
         Args:
             bounds: int64[g + 1], rising from 0: group i has the examples `bounds[i]:bounds[i + 1]`.

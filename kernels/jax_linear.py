@@ -177,23 +177,21 @@ def _in_groups(
 ) -> LayerSums:
     """`linear_sums`, group by group; some at a time, so that the float64 sums pass the cache less often."""
     size = LARGEST_GROUP
-    short = max(size - len(factors), 0)
-    inputs, output_grads = (jnp.pad(v, [(0, short), (0, 0)]) for v in (inputs, output_grads))
-    factors = jnp.pad(factors, (0, short))
+    # every slice begins where its group does: a product may round a row by its place
+    inputs, output_grads = (jnp.pad(v, [(0, size), (0, 0)]) for v in (inputs, output_grads))
+    factors = jnp.pad(factors, (0, size))
     more = -(len(groups) - 1) % GROUPS_AT_A_TIME
     bounds = jnp.pad(groups, (0, more), mode="edge")
     begins, ends = bounds[:-1], bounds[1:]
     large = ends - begins > size
 
     def piece(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Inputs, gradients and factors of examples begin:end, among others whose factors are 0."""
-        first = jnp.clip(begin, 0, len(factors) - size)
+        """Inputs, gradients and factors of examples begin:end; after them others, whose factors are 0."""
         right, left, scale = (
-            lax.dynamic_slice_in_dim(values, first, size)
+            lax.dynamic_slice_in_dim(values, begin, size)
             for values in (inputs, output_grads, factors)
         )
-        rows = first + jnp.arange(size, dtype=jnp.int32)
-        own = (rows >= begin) & (rows < end)
+        own = begin + jnp.arange(size, dtype=jnp.int32) < end
         return right, left, jnp.where(own, scale, np.float32(0.0))
 
     def product(group: jax.Array) -> LayerSums:

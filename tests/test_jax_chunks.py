@@ -36,7 +36,9 @@ MODEL = perturb(dpads.models.Mlp(embedding_dim=2, hidden=(3,)).init(SCHEMA), 1)
 def test_a_chunk_has_room_for_what_is_expected_and_little_more(expected: int) -> None:
     size = examples_at_a_time(expected, 1024)
     assert size % 8 == 0
-    assert 96 <= size < 1.15 * 1024 + 96
+    assert (
+        96 < size < 1.15 * 1024 + 96
+    )  # what is cut of a group is too large for float32, but its end
     rng = np.random.default_rng(expected)
     number = max(round(expected / 72), 1)
     chunks = []
@@ -46,7 +48,7 @@ def test_a_chunk_has_room_for_what_is_expected_and_little_more(expected: int) ->
         chunks.append(Chunks.of_groups(bounds, size).number)
     least = max(round(expected / 1024), 1)
     assert sum(count <= least for count in chunks) >= 95
-    assert least * size <= 1.12 * expected + 96
+    assert least * size <= 1.12 * expected + 104
     assert examples_at_a_time(expected, 1024, longest=5000) == 5000
 
 

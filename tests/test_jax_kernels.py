@@ -380,6 +380,29 @@ def test_groups_are_summed_in_float32_and_large_ones_in_float64(data: Any) -> No
         np.testing.assert_allclose(bias, exact_bias, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(("width_in", "width_out"), [(1, 1), (1, 50), (2, 3), (13, 1), (40, 7)])
+def test_a_groups_bits_do_not_depend_on_what_stands_before_it(
+    width_in: int, width_out: int
+) -> None:
+    """A unit more in another group moves it, up to the end of the chunk."""
+    size, count = 1104, 71
+    rng = np.random.default_rng(width_in)
+    own = [rng.normal(size=(count, width)).astype(np.float32) for width in (width_in, width_out)]
+    found = []
+    for begin in (0, 1, 500, size - count - 1, size - count):
+        arrays = [rng.normal(size=(size, values.shape[1])).astype(np.float32) for values in own]
+        for array, values in zip(arrays, own, strict=True):
+            array[begin : begin + count] = values
+        factors = np.zeros(size, np.float32)
+        factors[begin : begin + count] = 0.3
+        groups = np.array([0, begin, begin + count, size], np.int32)
+        with jax.enable_x64(True):
+            found.append(_linear_sums(*arrays, factors, 1, groups))
+    for weight, bias in found:
+        np.testing.assert_array_equal(weight, found[0][0])
+        np.testing.assert_array_equal(bias, found[0][1])
+
+
 _linear_sums = jax.jit(linear_sums, static_argnums=3)
 
 

@@ -69,11 +69,23 @@ def test_an_address_that_leads_nowhere_is_refused(coordinator: str, says: str, n
         listening_address(coordinator, number)
 
 
-def test_process_0_listens_at_the_address_that_is_named_and_refuses_a_port_that_is_taken() -> None:
+def test_process_0_listens_at_the_address_that_is_named_and_refuses_a_port_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     port = free_port()
     assert listening_address(f"127.0.0.1:{port}", 0) == f"127.0.0.1:{port}"
     assert listening_address(f"127.0.0.1:{port}", 1) is None
     assert listening_address(f"192.0.2.1:{port}", 0) is None  # of no machine: a gateway's, perhaps
+    name = socket.gethostname()
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.1.1", port))],
+    )
+    assert (
+        listening_address(f"{name}-of-debian:{port}", 0) is None
+    )  # others know it by another address
+    monkeypatch.undo()
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
@@ -155,7 +167,7 @@ def test_ctrl_c_ends_the_waiting() -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "Interrupted before training began" in output
+    assert "Interrupted before training began: nothing was changed." in output
     assert "Traceback" not in output
 
 

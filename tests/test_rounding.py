@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from jax_kernel_places import linear_sums, row_sums
+from jax_kernel_places import row_sums
 
 import dpads
 from dpads import rounding
@@ -132,21 +132,24 @@ def test_the_floor_covers_rows_and_towers_of_either_backend() -> None:
 @pytest.mark.parametrize("how", ["groups", "pieces", "pieces of a GPU"])
 def test_sums_over_a_layer_have_no_more_additions_than_they_say(how: str) -> None:
     # as above, in float64 within groups and among them; the float32 of a group is another matter
-    count, size = 40_000, 72
+    count, at_a_time, size = 40_000, 4000, 72
     grads = np.full((count, 1), UNIT * 0.99, np.float32)
     grads[0] = 1.0
     ones: Any = np.ones((count, 1), np.float32)
-    bounds = np.array([0, 1, *range(size, count, size), count], np.int32)
+    bounds = np.array([0, 1, *range(size, at_a_time, size), at_a_time], np.int32)
+    groups = {"groups": (1, bounds), "pieces": (1, None)}
+    add: Any = jax.jit(jax_linear.linear_sums, static_argnums=4)
+    if how == "pieces of a GPU":
+        add = jax.jit(partial(jax_linear._in_pieces, size=jax_linear.SUMMED_AT_ONCE))
     with jax.enable_x64(True):
-        if how == "pieces of a GPU":
-            many = partial(jax_linear._in_pieces, size=jax_linear.SUMMED_AT_ONCE)
-            weight, bias = jax.jit(many)(jax_linear.no_sums(1, 1), ones, grads, ones[:, 0])
-        else:
-            weight, bias = jax.jit(linear_sums, static_argnums=3)(
-                ones, grads, ones[:, 0], 1, bounds if how == "groups" else None
+        weight, bias = jax_linear.no_sums(1, 1)
+        for first in range(0, count, at_a_time):  # chunk after chunk
+            some = slice(first, first + at_a_time)
+            weight, bias = add(
+                (weight, bias), ones[some], grads[some], ones[some, 0], *groups.get(how, ())
             )
     exact = math.fsum(grads[:, 0].tolist())
-    allowed = jax_linear.additions(count, count) * UNIT * exact
+    allowed = jax_linear.additions(count, at_a_time) * UNIT * exact
     assert abs(float(bias[0]) - exact) <= allowed
     assert allowed < (exact - 1.0) / 4
     if how != "groups":
