@@ -57,6 +57,7 @@ JAX_EVIDENCE: Mapping[str, Sequence[tuple[str, str]]] = {
             f"{_KERNELS}::test_a_unit_more_or_less_moves_the_sums_by_the_sensitivity_at_most",
         ),
         (_TEST, f"{_KERNELS}::test_rounding_in_groups_stays_within_the_slack"),
+        (_TEST, f"{_KERNELS}::test_a_groups_bits_do_not_depend_on_what_stands_before_it"),
         (_TEST, f"{_KERNELS}::test_units_whose_parts_cancel_are_clipped_by_their_parts"),
         (_TEST, f"{_KERNELS}::test_nothing_is_certified_in_32_bits"),
         (_TEST, "tests/test_jax_precision.py::test_no_setting_of_the_users_makes_sums_coarser"),
