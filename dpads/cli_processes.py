@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from dpads.config import Config
 
 
-# Where another process no longer answers, JAX aborts this one.
-ABORTED = (
-    "error: JAX has ended this process: another one has stopped or hung, or its machine cannot be reached. "
-    "Start all of them again; where process 0 left a folder RUN.partial, with --resume, and training goes on "
-    "from its last checkpoint.\n"
-)
 # Lines of JAX's own, which would stand between ours: read by its libraries when they are loaded.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
 
@@ -94,7 +88,7 @@ def join_processes(
                 "already. Leave it out."
             )
         _check_shards(parsed, (number, count))
-        say_when_aborted(ABORTED)
+        say_when_aborted()
         from dpads.jax_hosts import START_SECONDS, join
 
         say(
@@ -196,12 +190,21 @@ def ending_for_all() -> Iterator[None]:
             _end(1)
 
 
-def say_when_aborted(text: str) -> None:
-    """Writes a text and ends with exit code 1 where C code aborts the process: Python is not asked then."""
+def say_when_aborted() -> None:
+    """Says what to do, and ends with exit code 1, where JAX aborts: as it does where another process hangs.
+
+    The handler is compiled: Python is not asked then.
+    """
     import ctypes
 
     from numba import cfunc, types
 
+    from dpads.jax_hosts import GO_ON
+
+    text = (
+        "error: JAX has ended this process: another one has stopped or hung, or its machine cannot be "
+        f"reached. {GO_ON}\n"
+    )
     library: Any = ctypes.CDLL(None)
     write, leave = library.write, library._exit
     write.argtypes, write.restype = (

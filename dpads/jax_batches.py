@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpads.batch import SparseBatch
 from dpads.drawing import Piece
-from dpads.jax_chunks import Chunks, cut_up
+from dpads.jax_chunks import Chunks, cut_up, longest, standing
 from dpads.kernels.jax_ops import DevicePlaces
 from dpads.kernels.partial_sums import partial_sums
 from dpads.models.base import Model
@@ -174,12 +174,12 @@ class Loading:
     def __init__(self, share: Share, layout: Layout, at_a_time: int) -> None:
         self._share, self._layout = share, layout
         offsets = share.batch.unit_offsets
-        self._bounds = np.arange(share.batch.num_examples + 1)
+        bounds = np.arange(share.batch.num_examples + 1)
         if share.groups is not None:
-            self._bounds = share.groups
+            bounds = share.groups
         elif offsets is not None:
-            self._bounds = offsets
-        self._chunks = Chunks.of_groups(self._bounds, at_a_time)
+            bounds = offsets
+        self._chunks = Chunks.of_groups(bounds, at_a_time)
         self._positions = self._chunks.positions()
         self._longest = 1
         self._has_users = offsets is not None
@@ -203,13 +203,13 @@ class Loading:
         needs = {
             "chunks": max(1, chunks.number),
             "longest": self._longest,
-            "groups": 0 if share.groups is None else chunks.most_groups(self._bounds),
+            "groups": 0 if share.groups is None else chunks.most_groups,
         }
         for group in self._layout.groups:
             name, pairs = group.name, self._pairs.get(group.name)
             places = share.reads[name].places
-            needs[f"places of {name}"] = _longest(places.offsets[chunks.cuts])
-            needs[f"repeated places of {name}"] = 0 if pairs is None else _longest(pairs.cuts)
+            needs[f"places of {name}"] = longest(places.offsets[chunks.cuts])
+            needs[f"repeated places of {name}"] = 0 if pairs is None else longest(pairs.cuts)
         return needs
 
     def arrays(
@@ -242,7 +242,7 @@ class Loading:
         exposure = None if targets.exposure is None else cut(targets.exposure, 1.0)
         groups = None
         if self._share.groups is not None:
-            groups = chunks.within(self._bounds, sizes.of("groups", needs["groups"]), count)
+            groups = chunks.groups(sizes.of("groups", needs["groups"]), count)
         return DeviceBatch(
             places={
                 group.name: self._places(
@@ -305,7 +305,7 @@ class Loading:
             at = self._positions[places.examples] * len(group.slots) + slots
         else:
             length = sizes.of(f"places of {group.name}", needs[f"places of {group.name}"])
-            at = Chunks(places.offsets[self._chunks.cuts], length).positions()
+            at = standing(places.offsets[self._chunks.cuts], length)
 
         def spread(values: NDArray[Any], nothing: float) -> Any:
             found = np.full(count * length, nothing, values.dtype)
@@ -342,11 +342,6 @@ class Loading:
             repeated=of_pairs[2],
             sums=sums,
         )
-
-
-def _longest(cuts: NDArray[np.int64]) -> int:
-    """The most that any chunk has."""
-    return int(np.diff(cuts).max(initial=0))
 
 
 def most_needed(needs: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
@@ -46,10 +47,12 @@ class Chunks:
     Attributes:
         cuts: int64[k + 1], chunk i has the examples `cuts[i]:cuts[i + 1]`.
         size: of a chunk, padding included.
+        bounds: int64[g + 1], as in `of_groups`.
     """
 
     cuts: NDArray[np.int64]
     size: int
+    bounds: NDArray[np.int64]
 
     @classmethod
     def of_groups(cls, bounds: NDArray[np.int64], size: int) -> Chunks:
@@ -66,7 +69,7 @@ class Chunks:
         while cuts[-1] < bounds[-1]:
             end = int(bounds[np.searchsorted(bounds, cuts[-1] + size, side="right") - 1])
             cuts.append(end if end > cuts[-1] else cuts[-1] + size)
-        return cls(np.array(cuts, np.int64), size)
+        return cls(np.array(cuts, np.int64), size, bounds)
 
     @property
     def number(self) -> int:
@@ -75,31 +78,42 @@ class Chunks:
 
     def positions(self) -> NDArray[np.int32]:
         """Where each example stands, chunk after chunk, int32[B]."""
-        shifts = np.arange(self.number) * self.size - self.cuts[:-1]
-        found = np.arange(self.cuts[-1]) + np.repeat(shifts, np.diff(self.cuts))
-        return found.astype(np.int32)
+        return standing(self.cuts, self.size)
 
-    def within(self, bounds: NDArray[np.int64], groups: int, count: int) -> NDArray[np.int32]:
-        """Bounds of the groups of each chunk, counted from its first example, int32[count, groups + 1].
+    @cached_property
+    def marks(self) -> NDArray[np.int64]:
+        """Where groups begin and end, rising; what is cut is a group each."""
+        return np.unique(np.concatenate([self.bounds, self.cuts]))
+
+    @property
+    def most_groups(self) -> int:
+        """The most groups that any chunk has."""
+        return longest(np.searchsorted(self.marks, self.cuts))
+
+    def groups(self, most: int, count: int) -> NDArray[np.int32]:
+        """Bounds of the groups of each chunk, counted from its first example, int32[count, most + 1].
 
         Args:
-            bounds: as in `of_groups`; what is cut is a group each.
-            groups: that a chunk has room for; padding has no examples.
+            most: groups that a chunk has room for; padding has no examples.
             count: chunks, padding included.
         """
-        together = np.unique(np.concatenate([bounds, self.cuts]))
-        at = np.searchsorted(together, self.cuts)
-        found = np.zeros((count, groups + 1), np.int32)
-        for number, (begin, end) in enumerate(pairwise(at)):
-            own = together[begin : end + 1] - together[begin]
+        found = np.zeros((count, most + 1), np.int32)
+        for number, (begin, end) in enumerate(pairwise(np.searchsorted(self.marks, self.cuts))):
+            own = self.marks[begin : end + 1] - self.marks[begin]
             found[number, : len(own)] = own
             found[number, len(own) :] = own[-1]
         return found
 
-    def most_groups(self, bounds: NDArray[np.int64]) -> int:
-        """The most groups that any chunk has."""
-        together = np.unique(np.concatenate([bounds, self.cuts]))
-        return int(np.diff(np.searchsorted(together, self.cuts)).max(initial=0))
+
+def longest(cuts: NDArray[np.int64]) -> int:
+    """The most that any of the stretches between cuts has."""
+    return int(np.diff(cuts).max(initial=0))
+
+
+def standing(cuts: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    """Where values stand that `cut_up` cut, one chunk after another, int32[n]."""
+    shifts = np.arange(len(cuts) - 1) * size - cuts[:-1]
+    return (np.arange(cuts[-1]) + np.repeat(shifts, np.diff(cuts))).astype(np.int32)
 
 
 def cut_up(

@@ -34,6 +34,10 @@ _config: Any = jax.config
 _global_array: Any = jax.make_array_from_process_local_data
 CUT, WHOLE = _spec(AXIS), _spec()
 HEARTBEAT_SECONDS = 30
+GO_ON = (
+    "Start all of them again; where process 0 left a folder RUN.partial, with --resume, and training goes on "
+    "from its last checkpoint."
+)
 START_SECONDS = 300
 
 T = TypeVar("T")
@@ -49,9 +53,7 @@ def noticing_losses(count: int) -> Iterator[None]:
             raise
         raise ProcessLostError(
             "A computation with the other processes failed: one of them has stopped or cannot be reached, "
-            "and its own output says why. Start all of them again; where process 0 left a folder "
-            "RUN.partial, with --resume, and training goes on from its last checkpoint. "
-            f"({str(error).splitlines()[0][:200]})"
+            f"and its own output says why. {GO_ON} ({str(error).splitlines()[0][:200]})"
         ) from error
 
 

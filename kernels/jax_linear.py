@@ -119,11 +119,6 @@ def linear_sums(
     return found
 
 
-def no_sums(width_out: int, width_in: int) -> LayerSums:
-    """Sums of no examples."""
-    return jnp.zeros((width_out, width_in)), jnp.zeros(width_out)
-
-
 def additions(examples: int, at_a_time: int, positions: int = 1) -> float:
     """Additions in turn behind any number of `linear_sums`, at most, in groups or not, on any device.
 

@@ -79,7 +79,7 @@ def test_chunks_have_whole_groups_and_every_example_once(
     assert arranged.shape == (count, size)
     assert arranged[arranged > 0].tolist() == values.tolist()
     assert arranged.reshape(-1)[chunks.positions()].tolist() == values.tolist()
-    within = chunks.within(bounds, chunks.most_groups(bounds) + spare, count)
+    within = chunks.groups(chunks.most_groups + spare, count)
     found = []
     for number, own in enumerate(within):
         assert np.all(np.diff(own) >= 0)

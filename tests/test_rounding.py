@@ -142,7 +142,7 @@ def test_sums_over_a_layer_have_no_more_additions_than_they_say(how: str) -> Non
     if how == "pieces of a GPU":
         add = jax.jit(partial(jax_linear._in_pieces, size=jax_linear.SUMMED_AT_ONCE))
     with jax.enable_x64(True):
-        weight, bias = jax_linear.no_sums(1, 1)
+        weight, bias = np.zeros((1, 1)), np.zeros(1)
         for first in range(0, count, at_a_time):  # chunk after chunk
             some = slice(first, first + at_a_time)
             weight, bias = add(
